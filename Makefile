@@ -1,0 +1,36 @@
+# Every target does its own set-up; `make help` lists them.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+PYTHON ?= python3
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench clean
+
+help: ## List the targets.
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## Build .venv with everything in it.
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; found $$($(PYTHON) --version). Set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: install ## Train on digits with ten simulated devices; results in runs/demo.
+	@$(BIN)/python -m simulations demo --out $(CURDIR)/runs/demo
+
+check: install ## Format, lint and types.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check ## Format, lint, types and all tests.
+	$(BIN)/python -m pytest
+
+bench: install ## Seconds a step against the plain PyTorch loop; into runs/bench.json.
+	@$(BIN)/python -m simulations bench --out $(CURDIR)/runs/bench.json
+
+clean: ## Remove what the targets made.
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Flower apps that compose the public names of flower_psl."""

@@ -1,0 +1,1 @@
+"""Image classification by parallel split learning: a complete Flower app."""

@@ -1,0 +1,198 @@
+"""The app's configuration: every key of the run configuration, checked before any work."""
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from flwr.app import UserConfigValue
+
+from flower_psl import ConfigError
+
+from .models import check_model_name
+from .normalization import parse_statistics
+from .optimizers import OPTIMIZERS, SCHEDULES
+from .partitioners import PARTITIONERS
+from .samplers import SAMPLERS
+from .settings import check_settings, parse_settings, setting, settings_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What the data are and how they are dealt out.
+
+    Everything that the decoded images of a client depend on, so that it can serve as the
+    key of a cache. The `seed` is that of the run; only partitioners draw from it here.
+
+    Raises
+    ------
+    ConfigError
+        If a value breaks its rule.
+    """
+
+    dataset: str = setting("digits")
+    subset: str = setting("")
+    train_split: str = setting("train")
+    test_split: str = setting("test")
+    image_column: str = setting("")
+    label_column: str = setting("")
+    image_mode: str = setting("", one_of=("", "L", "RGB"))
+    image_size: int = setting(0, at_least=0)
+    normalize_mean: str = setting("")
+    normalize_std: str = setting("")
+    max_train_examples: int = setting(0, at_least=0)
+
+    partitioner: str = setting("dirichlet", one_of=PARTITIONERS)
+    partition_by: str = setting("")
+    dirichlet_alpha: float = setting(0.1, above=0.0)
+    min_partition_size: int = setting(1, at_least=0)
+    num_classes_per_partition: int = setting(2, at_least=1)
+    num_shards_per_partition: int = setting(2, at_least=0)
+    shard_size: int = setting(0, at_least=0)
+
+    seed: int = setting(0, at_least=0, below=2**63)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_settings(self)
+        _check_dataset_name(self.dataset)
+        parse_statistics(self.normalize_mean, self.normalize_std)
+        if self.train_split == self.test_split:
+            raise ConfigError(
+                f"train-split and test-split are both {self.train_split!r}: the model would be "
+                "tested on its training data; name two different splits."
+            )
+        if self.partitioner == "natural-id" and not self.partition_by:
+            raise ConfigError(
+                "partition-by is empty, but partitioner 'natural-id' needs the column whose "
+                "values are the clients; set partition-by to the name of a column."
+            )
+        if self.partitioner == "shard" and not (self.num_shards_per_partition or self.shard_size):
+            raise ConfigError(
+                "num-shards-per-partition and shard-size are both 0, but partitioner 'shard' "
+                "needs one of them; set num-shards-per-partition = 2, for example."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppConfig:
+    """The whole configuration of a run.
+
+    The fields are the keys of ``[tool.flwr.app.config]`` with underscores for hyphens, and
+    have the same defaults; what each of them means is told there. Those that concern the
+    data are in `data`.
+
+    Raises
+    ------
+    ConfigError
+        If a value breaks its rule.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+    model: str = setting("small-cnn")
+    cut: str = setting("")
+
+    sampler: str = setting("gpsl", one_of=SAMPLERS)
+    batch_size: int = setting(64, at_least=1)
+    local_batch_size: int = setting(0, at_least=0)
+    min_client_batch: int = setting(1, at_least=1)
+    drop_last: bool = setting(False)
+
+    num_server_rounds: int = setting(10, at_least=1)
+    steps_per_round: int = setting(0, at_least=0)
+    optimizer: str = setting("sgd", one_of=OPTIMIZERS)
+    learning_rate: float = setting(0.05, above=0.0)
+    momentum: float = setting(0.9, at_least=0.0, below=1.0)
+    weight_decay: float = setting(0.0, at_least=0.0)
+    learning_rate_schedule: str = setting("constant", one_of=SCHEDULES)
+    max_grad_norm: float = setting(0.0, at_least=0.0)
+    label_smoothing: float = setting(0.0, at_least=0.0, below=1.0)
+
+    fraction_evaluate: float = setting(0.0, at_least=0.0, at_most=1.0)
+    evaluate_batch_size: int = setting(256, at_least=1)
+
+    min_available_nodes: int = setting(2, at_least=1)
+    node_timeout_s: float = setting(120.0, above=0.0)
+    step_timeout_s: float = setting(300.0, above=0.0)
+
+    out: str = setting("")
+    torch_num_threads: int = setting(1, at_least=0)
+    device: str = setting("cpu")
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_settings(self)
+        check_model_name(self.model)
+        _check_sampler_settings(self)
+        _check_device(self.device)
+        if self.out and not os.path.isabs(self.out):
+            raise ConfigError(
+                f"out = {self.out!r} is a relative path, but Flower runs an app in a folder of "
+                f"its own, so paths have to be absolute; write '/home/me/runs/first', for example."
+            )
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return self.data.seed
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, UserConfigValue]) -> Self:
+        """Parse and check a Flower run configuration.
+
+        Parameters
+        ----------
+        run_config : Mapping[str, bool | float | int | str]
+            ``Context.run_config``; keys that are absent have their defaults.
+
+        Raises
+        ------
+        ConfigError
+            If a key is unknown, or if a value has the wrong type or breaks its rule.
+        """
+        known = [*settings_of(DataConfig), *settings_of(cls)]
+        for key in run_config:
+            if key not in known:
+                near = difflib.get_close_matches(key, known)
+                hint = f"did you mean {' or '.join(near)}?" if near else "remove it."
+                raise ConfigError(
+                    f"{key} = {run_config[key]!r} is no key of this app; {hint} "
+                    f"The keys are: {', '.join(known)}."
+                )
+        return parse_settings(cls, run_config, data=parse_settings(DataConfig, run_config))
+
+
+def _check_dataset_name(name: str) -> None:
+    # A name on the Hugging Face Hub is `name` or `owner/name`: all else is a path.
+    is_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1
+    if not name or (is_path and not os.path.isabs(name)):
+        raise ConfigError(
+            f"dataset = {name!r} is neither 'digits', nor a name on the Hugging Face Hub "
+            "('owner/name'), nor an absolute path; Flower runs an app in a folder of its own, so "
+            "the path of a local folder has to be absolute."
+        )
+
+
+def _check_sampler_settings(config: AppConfig) -> None:
+    only_with = {"local-batch-size": "fls", "min-client-batch": "gpsl", "drop-last": "gpsl"}
+    known = settings_of(AppConfig)
+    for key, sampler in only_with.items():
+        value, default = getattr(config, known[key].name), known[key].default
+        if value != default and config.sampler != sampler:
+            raise ConfigError(
+                f"{key} = {value!r} has no effect with sampler {config.sampler!r}; set sampler = "
+                f"{sampler!r}, or leave {key} at {default!r}."
+            )
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device = {name!r} cannot be used on this machine: {str(error).splitlines()[0]} "
+            "Set device = 'cpu', or another that torch has here."
+        ) from error

@@ -1,0 +1,240 @@
+"""One step: one global batch, forward over the cut and back, one update."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flower_psl.errors import ProtocolError, PslError
+from flower_psl.sampling import Purpose, derive_seed
+from flower_psl.server.class_labels import check_class_labels
+from flower_psl.server.learner import Learner
+from flower_psl.split import LossFn, ServerPass, check_moments, server_pass
+from flower_psl.telemetry import StepRecord
+from flower_psl.transport import Transport
+from flower_psl.wire import (
+    Phase,
+    StepId,
+    StepReply,
+    StepRequest,
+    check_batch,
+    check_gradients,
+)
+
+# The plan of a round is made once; a later plan would have a higher number.
+_FIRST_PLAN = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """Which examples make one step.
+
+    Attributes
+    ----------
+    server_round, step : int
+        The round and the step in it, both from 1.
+    batch_sizes : mapping of int to int
+        Examples by client key, in ascending order of the keys.
+    starts : mapping of int to int
+        Examples that each of them has used in this round before.
+    """
+
+    server_round: int
+    step: int
+    batch_sizes: Mapping[int, int]
+    starts: Mapping[int, int]
+
+    def __str__(self) -> str:
+        """Return, for example, ``round 2, step 40``."""
+        return f"round {self.server_round}, step {self.step}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalStep:
+    """Takes steps; holds what all steps of a run share.
+
+    Attributes
+    ----------
+    transport : Transport
+        What reaches the clients.
+    nodes : mapping of int to int
+        Where each client key is reached.
+    learner : Learner
+        The model and its optimizer.
+    loss_fn : callable
+        ``loss_fn(outputs, labels)``, a scalar.
+    seed : int
+        The run's seed.
+    device : torch.device
+        Where the server segment computes.
+    """
+
+    transport: Transport
+    nodes: Mapping[int, int]
+    learner: Learner
+    loss_fn: LossFn
+    seed: int
+    device: torch.device
+
+    def run(self, plan: StepPlan, timeout_s: float) -> StepRecord:
+        """Take one step and return its record.
+
+        Parameters
+        ----------
+        plan : StepPlan
+            The step.
+        timeout_s : float
+            Bound on each of the two exchanges, in seconds.
+
+        Raises
+        ------
+        PslError
+            If a client fails, or a value cannot be used.
+        """
+        clock = PhaseClock()
+        learner = self.learner
+        learner.start_step()
+        requests = self._forward_requests(plan)
+        forwards = self.transport.exchange(requests, timeout_s)
+        clock.lap("forward_exchange")
+
+        activations, labels = self._global_batch(forwards)
+        passed = self._server_forward(plan, activations, labels)
+        loss = float(passed.loss.detach())
+        clock.lap("server_forward")
+        cut_gradient = passed.backward().cpu()
+        clock.lap("server_backward")
+
+        # A client segment with nothing to train, a frozen feature extractor for example,
+        # has no use for the gradient.
+        returns = _backward_requests(requests, cut_gradient) if learner.client_parameters else {}
+        backwards = self.transport.exchange(returns, timeout_s) if returns else {}
+        clock.lap("backward_exchange")
+
+        learner.update(
+            [check_gradients(reply, learner.client_parameters) for reply in backwards.values()],
+            [reply.moments for reply in forwards.values()],
+        )
+        clock.lap("update")
+        replies = [*forwards.values(), *backwards.values()]
+        clients_s = {
+            "slowest_client_forward": max(reply.compute_s for reply in forwards.values()),
+            "slowest_client_backward": max((r.compute_s for r in backwards.values()), default=0.0),
+        }
+        return StepRecord(
+            server_round=plan.server_round,
+            step=plan.step,
+            loss=loss,
+            effective_batch_size=len(labels),
+            clients=plan.batch_sizes,
+            bytes_up=sum(reply.payload_bytes for reply in replies),
+            bytes_down=sum(r.payload_bytes for r in [*requests.values(), *returns.values()]),
+            seconds=clock.seconds() | clients_s,
+        )
+
+    def _forward_requests(self, plan: StepPlan) -> dict[int, StepRequest]:
+        weights = self.learner.client_weights()
+        return {
+            self.nodes[key]: StepRequest(
+                phase=Phase.FORWARD,
+                id=StepId(
+                    seed=self.seed,
+                    server_round=plan.server_round,
+                    plan=_FIRST_PLAN,
+                    step=plan.step,
+                    client_key=key,
+                    start=plan.starts[key],
+                    batch_size=batch_size,
+                ),
+                weights=weights,
+            )
+            for key, batch_size in plan.batch_sizes.items()
+        }
+
+    def _global_batch(self, replies: Mapping[int, StepReply]) -> tuple[Tensor, Tensor]:
+        """Return activations and labels of all clients, checked, in client order."""
+        batches = {reply.id: check_batch(reply) for reply in replies.values()}
+        for reply in replies.values():
+            check_moments(self.learner.model.client, reply.moments, str(reply.id))
+        joined = []
+        for index, name in enumerate(("activations", "labels")):
+            parts = {step_id: batch[index] for step_id, batch in batches.items()}
+            _check_alike(parts, name)
+            joined.append(torch.cat(list(parts.values())).to(self.device))
+        return joined[0], joined[1]
+
+    def _server_forward(self, plan: StepPlan, activations: Tensor, labels: Tensor) -> ServerPass:
+        def checked_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+            check_class_labels(self.loss_fn, outputs, labels, plan.batch_sizes, str(plan))
+            return self.loss_fn(outputs, labels)
+
+        position = (plan.server_round, _FIRST_PLAN, plan.step)
+        try:
+            passed = server_pass.forward(
+                self.learner.model.server,
+                activations,
+                labels,
+                checked_loss,
+                seed=derive_seed(self.seed, Purpose.SERVER_FORWARD, *position),
+            )
+        except PslError:
+            raise
+        except Exception as error:
+            raise PslError(
+                f"{plan}: the server segment or the loss raised {type(error).__name__}: {error}. "
+                f"It got activations {tuple(activations.shape)} and labels {tuple(labels.shape)}; "
+                "check that the model, the cut and the loss fit the data."
+            ) from error
+        if not bool(torch.isfinite(passed.loss)):
+            raise PslError(
+                f"{plan}: the loss is {float(passed.loss.detach())}; it must be finite. Training has "
+                "diverged: lower the learning rate or set max_grad_norm."
+            )
+        return passed
+
+
+class PhaseClock:
+    """Seconds of each phase of a step."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """End a phase; the next one begins."""
+        now = time.perf_counter()
+        self._seconds[phase] = now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds by phase, and of all of them as ``total``."""
+        return self._seconds | {"total": self._last - self._started}
+
+
+def _backward_requests(
+    requests: Mapping[int, StepRequest], cut_gradient: Tensor
+) -> dict[int, StepRequest]:
+    sizes = [request.id.batch_size for request in requests.values()]
+    parts = torch.split(cut_gradient, sizes)
+    return {
+        node: StepRequest(phase=Phase.BACKWARD, id=request.id, gradient=part)
+        for (node, request), part in zip(requests.items(), parts, strict=True)
+    }
+
+
+def _check_alike(parts: Mapping[StepId, Tensor], name: str) -> None:
+    """Refuse tensors that cannot be one batch, and name those that most others differ from."""
+    kinds = {step_id: (tensor.shape[1:], tensor.dtype) for step_id, tensor in parts.items()}
+    (usual, _), *others = Counter(kinds.values()).most_common()
+    if not others:
+        return
+    odd = next(step_id for step_id, kind in kinds.items() if kind != usual)
+    (shape, dtype), (usual_shape, usual_dtype) = kinds[odd], usual
+    raise ProtocolError(
+        f"{odd}: its {name} are {dtype} {tuple(shape)} an example, those of the other clients "
+        f"{usual_dtype} {tuple(usual_shape)}; all must agree. Give this client the same model, "
+        "transforms and label type as the others."
+    )

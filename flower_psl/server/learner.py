@@ -1,0 +1,100 @@
+"""What the server learns: the whole model, and one optimizer over all of it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from flower_psl.split import SplitModel, segment_tensors, update_running_statistics
+
+OptimizerFn = Callable[[Iterable[nn.Parameter]], Optimizer]
+LRSchedulerFn = Callable[[Optimizer, int], LRScheduler]
+
+
+class Learner:
+    """The model and its optimizer, updated once a step as in centralized training.
+
+    Parameters
+    ----------
+    model : SplitModel
+        The model, on the device that the server computes on. It is changed.
+    optimizer_fn : callable
+        Makes the optimizer of all parameters.
+    lr_scheduler_fn : callable, optional
+        Makes a scheduler of the optimizer and the run's number of steps; it advances once
+        a step.
+    total_steps : int
+        Steps of the run.
+    max_grad_norm : float, optional
+        Bound on the norm of the whole gradient.
+    """
+
+    def __init__(
+        self,
+        model: SplitModel,
+        optimizer_fn: OptimizerFn,
+        lr_scheduler_fn: LRSchedulerFn | None,
+        *,
+        total_steps: int,
+        max_grad_norm: float | None,
+    ) -> None:
+        self.model = model
+        self.client_parameters = {
+            name: parameter
+            for name, parameter in model.client.named_parameters()
+            if parameter.requires_grad
+        }
+        self._optimizer = optimizer_fn(model.parameters())
+        self._scheduler = (
+            None if lr_scheduler_fn is None else lr_scheduler_fn(self._optimizer, total_steps)
+        )
+        self._max_grad_norm = max_grad_norm
+
+    def client_weights(self) -> dict[str, Tensor]:
+        """Return the client segment's parameters and buffers, as clients get them.
+
+        They are the model's own tensors where it lies on the CPU, not copies.
+        """
+        return {name: tensor.cpu() for name, tensor in segment_tensors(self.model.client).items()}
+
+    def start_step(self) -> None:
+        """Drop the gradients of the step before."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def update(
+        self,
+        client_gradients: Sequence[Mapping[str, Tensor]],
+        client_moments: Sequence[Mapping[str, Tensor]],
+    ) -> None:
+        """Take the step: sum the clients' gradients, clip, update, advance the schedule.
+
+        The server segment's gradients are in place already.
+
+        Parameters
+        ----------
+        client_gradients : sequence of mappings
+            Gradient by parameter, one mapping a client, in client order. Their order is
+            that of the floating-point sum.
+        client_moments : sequence of mappings
+            Moments of BatchNorm inputs, one mapping a client.
+        """
+        for name, parameter in self.client_parameters.items():
+            parts = [gradients[name] for gradients in client_gradients if name in gradients]
+            if parts:
+                parameter.grad = _sum(parts).to(parameter.device)
+        if self._max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(list(self.model.parameters()), self._max_grad_norm)
+        self._optimizer.step()
+        if self._scheduler is not None:
+            self._scheduler.step()
+        if any(client_moments):
+            update_running_statistics(self.model.client, client_moments)
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total

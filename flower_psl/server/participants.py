@@ -1,0 +1,132 @@
+"""Who takes part: nodes, their client keys and their data."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from flower_psl.errors import ClientError, ConfigError
+from flower_psl.transport import Transport, wait_for_nodes
+from flower_psl.wire import DescribeReply, TensorSpec, differences, segment_spec
+
+_LOG = logging.getLogger("flwr.psl")
+_MOST_DIFFERENCES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Participants:
+    """The clients of a run, every mapping by client key in ascending order.
+
+    Attributes
+    ----------
+    nodes : mapping of int to int
+        Where each client is reached.
+    num_examples, num_test_examples : mapping of int to int
+        Examples that each client has.
+    """
+
+    nodes: Mapping[int, int]
+    num_examples: Mapping[int, int]
+    num_test_examples: Mapping[int, int]
+
+
+def gather(
+    transport: Transport,
+    segment: nn.Module,
+    *,
+    min_nodes: int,
+    node_timeout_s: float,
+    describe_timeout_s: float,
+) -> Participants:
+    """Wait for nodes and let them describe themselves.
+
+    Parameters
+    ----------
+    transport : Transport
+        What reaches them.
+    segment : nn.Module
+        The server's copy of the client segment, which every device's must equal.
+    min_nodes : int
+        Nodes to wait for.
+    node_timeout_s, describe_timeout_s : float
+        Bounds on the wait for the nodes, and for their descriptions, in seconds.
+
+    Raises
+    ------
+    WaitError
+        If too few nodes come, or one does not answer.
+    ClientError
+        If two nodes have one client key, a segment differs, or no client has data.
+    """
+    nodes = wait_for_nodes(transport, min_nodes, node_timeout_s)
+    descriptions = transport.describe(nodes, describe_timeout_s)
+    expected = segment_spec([*segment.named_parameters(), *segment.named_buffers()])
+    for node, description in descriptions.items():
+        _check_segment(node, expected, description.segment)
+    node_of = _assign_keys(descriptions)
+    if not any(descriptions[node].num_examples for node in node_of.values()):
+        raise ClientError(
+            f"none of the {len(node_of)} clients has training data; give at least one an example"
+        )
+    empty = [key for key, node in node_of.items() if descriptions[node].num_examples == 0]
+    if empty:
+        _LOG.warning("clients %s have no training data and take no part in training", empty)
+    return Participants(
+        nodes=node_of,
+        num_examples={key: descriptions[node].num_examples for key, node in node_of.items()},
+        num_test_examples={
+            key: descriptions[node].num_test_examples for key, node in node_of.items()
+        },
+    )
+
+
+def _assign_keys(descriptions: Mapping[int, DescribeReply]) -> dict[int, int]:
+    """Return the nodes by client key, in ascending order of the keys."""
+    node_of: dict[int, int] = {}
+    for node, description in descriptions.items():
+        key = description.client_key
+        if key is None:
+            _LOG.warning(
+                "node %d has no client key (partition-id or client-key in its node config), so "
+                "clients are numbered by node id, which Flower draws anew in every run: this run "
+                "cannot be repeated bit for bit",
+                node,
+            )
+            return dict(enumerate(sorted(descriptions)))
+        if key in node_of:
+            raise ClientError(
+                f"nodes {node_of[key]} and {node} both have the client key {key}; keys must "
+                "differ. Give each node a partition-id of its own."
+            )
+        node_of[key] = node
+    return dict(sorted(node_of.items()))
+
+
+def _check_segment(
+    node: int, expected: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec]
+) -> None:
+    lines = differences(expected, found)
+    if lines:
+        more = len(lines) - _MOST_DIFFERENCES
+        shown = "; ".join(lines[:_MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+        raise ClientError(
+            f"node {node}: its client segment is not the server's: {shown}. Build the same model "
+            "and cut it at the same place on both sides."
+        )
+
+
+def check_schedule_clients(clients: Mapping[int, int], participants: Participants) -> None:
+    """Refuse a step of a custom sampler that names a client there is not.
+
+    Raises
+    ------
+    ConfigError
+        If a client key is unknown.
+    """
+    unknown = [key for key in clients if key not in participants.nodes]
+    if unknown:
+        raise ConfigError(
+            f"the sampler's schedule names the clients {unknown}; the run has "
+            f"{list(participants.nodes)}. A sampler may use only the keys it is given."
+        )

@@ -1,0 +1,152 @@
+"""Evaluation on the clients' own test data, where devices run only their segment."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flower_psl.sampling import Purpose, generator
+from flower_psl.server.participants import Participants
+from flower_psl.split import LossFn, SplitModel
+from flower_psl.transport import Transport
+from flower_psl.wire import Phase, StepId, StepReply, StepRequest, check_batch
+
+
+@dataclass
+class _Totals:
+    """Sums over examples, and over those that have one class index each."""
+
+    examples: int = 0
+    loss: float = 0.0
+    classified: int = 0
+    correct: int = 0
+
+    def add(self, outputs: Tensor, labels: Tensor, loss_fn: LossFn) -> None:
+        self.examples += len(labels)
+        self.loss += float(loss_fn(outputs, labels)) * len(labels)
+        if outputs.dim() == 2 and labels.dim() == 1 and not labels.is_floating_point():
+            self.classified += len(labels)
+            self.correct += int((outputs.argmax(1) == labels).sum())
+
+    def metrics(self) -> dict[str, int | float | list[int] | list[float]]:
+        metrics: dict[str, int | float | list[int] | list[float]] = {
+            "loss": self.loss / self.examples,
+            "num-examples": self.examples,
+        }
+        if self.classified == self.examples:
+            metrics["accuracy"] = self.correct / self.classified
+        return metrics
+
+
+def sample_clients(
+    num_test_examples: Mapping[int, int], fraction: float, seed: int, server_round: int
+) -> list[int]:
+    """Return the clients that evaluate in a round, in ascending order.
+
+    A share `fraction`, rounded up, of those that have test data.
+    """
+    able = [key for key, count in num_test_examples.items() if count > 0]
+    wanted = math.ceil(fraction * len(able))
+    draws = generator(seed, Purpose.EVALUATION, server_round)
+    return sorted(int(key) for key in draws.choice(able, wanted, replace=False)) if wanted else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitEvaluation:
+    """Evaluates the model over the cut.
+
+    Attributes
+    ----------
+    transport : Transport
+        What reaches the clients.
+    participants : Participants
+        The clients.
+    loss_fn : callable
+        ``loss_fn(outputs, labels)``; its mean over examples, batch by batch, is reported.
+    batch_size : int
+        Examples that a client evaluates in one exchange.
+    seed : int
+        The run's seed.
+    device : torch.device
+        Where the server segment computes.
+    """
+
+    transport: Transport
+    participants: Participants
+    loss_fn: LossFn
+    batch_size: int
+    seed: int
+    device: torch.device
+
+    @torch.no_grad()
+    def run(
+        self,
+        model: SplitModel,
+        weights: Mapping[str, Tensor],
+        keys: list[int],
+        server_round: int,
+        timeout_s: float,
+    ) -> dict[str, int | float | list[int] | list[float]]:
+        """Evaluate on the test data of the given clients.
+
+        Parameters
+        ----------
+        model : SplitModel
+            The model; its server segment is left in evaluation mode.
+        weights : mapping of str to Tensor
+            The client segment's parameters and buffers.
+        keys : list of int
+            The clients.
+        server_round : int
+            The round.
+        timeout_s : float
+            Bound on each exchange, in seconds.
+
+        Returns
+        -------
+        dict
+            ``loss`` and ``num-examples``; ``accuracy`` if outputs are ``(n, C)`` and
+            labels are class indices ``(n,)``.
+
+        Raises
+        ------
+        PslError
+            If a client fails.
+        """
+        model.server.eval()
+        totals = _Totals()
+        for requests in self._requests(keys, weights, server_round):
+            for reply in self.transport.exchange(requests, timeout_s).values():
+                self._add(totals, model, reply)
+        return totals.metrics()
+
+    def _requests(
+        self, keys: list[int], weights: Mapping[str, Tensor], server_round: int
+    ) -> Iterator[dict[int, StepRequest]]:
+        """Yield exchanges until every client has been through its test data."""
+        counts = {key: self.participants.num_test_examples[key] for key in keys}
+        for step, start in enumerate(range(0, max(counts.values()), self.batch_size), 1):
+            yield {
+                self.participants.nodes[key]: StepRequest(
+                    phase=Phase.EVALUATE,
+                    id=StepId(
+                        seed=self.seed,
+                        server_round=server_round,
+                        plan=0,
+                        step=step,
+                        client_key=key,
+                        start=start,
+                        batch_size=min(self.batch_size, count - start),
+                    ),
+                    weights=weights,
+                )
+                for key, count in counts.items()
+                if start < count
+            }
+
+    def _add(self, totals: _Totals, model: SplitModel, reply: StepReply) -> None:
+        activations, labels = check_batch(reply)
+        outputs = model.server(activations.to(self.device))
+        totals.add(outputs, labels.to(self.device), self.loss_fn)

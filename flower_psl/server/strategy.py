@@ -1,0 +1,287 @@
+"""Parallel split learning as a Flower Strategy."""
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal, NoReturn
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from flower_psl.errors import ConfigError, PslError
+from flower_psl.sampling import Sampler
+from flower_psl.server.learner import LRSchedulerFn, OptimizerFn
+from flower_psl.server.training_run import Metrics, RunHistory, StateDict, TrainingRun
+from flower_psl.split import LossFn, SplitModel, check_loss_fn
+from flower_psl.telemetry import RunRecorder
+from flower_psl.transport import Transport
+from flower_psl.transport.flower_messages import FlowerMessageTransport
+
+_LOG = logging.getLogger("flwr.psl")
+
+CentralEvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+@dataclass(frozen=True, eq=False)
+class ParallelSplitLearning(Strategy):
+    """Parallel split learning with server-driven sampling (arXiv:2407.15738).
+
+    In each step the sampler decides how many examples every client contributes. Clients
+    return the cut layer's activations, the server computes the loss over the whole global
+    batch, and with ``client_sync="step"`` one optimizer updates the whole model with the
+    gradient that centralized training on the same examples has.
+
+    Arrays in and out are those of the whole model under its original ``state_dict`` keys.
+
+    Parameters
+    ----------
+    model : SplitModel
+        The model, as `cut` makes it. It describes the run; training works on a copy.
+    sampler : Sampler
+        Makes each round's batch-size schedule.
+    loss_fn : callable
+        ``loss_fn(outputs, labels)``, a scalar over the global batch. It can have neither
+        parameters nor state from call to call, and sees no client parameter.
+    optimizer_fn : callable
+        Makes one optimizer of all the model's parameters, in their original order.
+    lr_scheduler_fn : callable, optional
+        Makes a learning-rate scheduler of the optimizer and the run's number of steps
+        (taken as those of the first round times the rounds). It advances once a step.
+    max_grad_norm : float, optional
+        Clips the gradient of the whole model to this norm.
+    client_sync : {"step"}
+        What becomes of the client segments: gradients are summed in every step.
+    steps_per_round : int, optional
+        Ends a round before it has gone through all examples.
+    fraction_evaluate : float
+        Share, in [0, 1], of the clients with test data that evaluate after each round,
+        running their segment only.
+    evaluate_batch_size : int
+        Examples that a client evaluates in one exchange.
+    min_available_nodes : int
+        Nodes to wait for before the run begins.
+    node_timeout_s : float
+        Bound on that wait, in seconds.
+    step_timeout_s : float
+        Bound on the wait for the replies of one exchange, in seconds.
+    seed : int
+        Seed of the clients' permutations and of random layers, in [0, 2**63).
+    device : torch.device or str
+        Where the server segment computes.
+    recorder : RunRecorder, optional
+        Writes the run's files.
+    model_name : str
+        The model's name in these files.
+    method : str
+        The method's name in these files.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of its range.
+    """
+
+    model: SplitModel
+    sampler: Sampler
+    loss_fn: LossFn
+    optimizer_fn: OptimizerFn
+    _: KW_ONLY
+    lr_scheduler_fn: LRSchedulerFn | None = None
+    max_grad_norm: float | None = None
+    client_sync: Literal["step"] = "step"
+    steps_per_round: int | None = None
+    fraction_evaluate: float = 1.0
+    evaluate_batch_size: int = 256
+    min_available_nodes: int = 2
+    node_timeout_s: float = 120.0
+    step_timeout_s: float = 300.0
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    recorder: RunRecorder | None = None
+    model_name: str = ""
+    method: str = "psl"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, before anything starts."""
+        if not isinstance(self.model, SplitModel):
+            raise ConfigError(
+                f"model is a {type(self.model).__name__}; it must be cut first: "
+                "cut(model, at=...) or SplitModel(client, server)"
+            )
+        if not hasattr(self.sampler, "schedule"):
+            raise ConfigError(
+                f"sampler is {self.sampler!r}; it needs a method schedule(num_examples, "
+                "server_round), such as GlobalSampler has"
+            )
+        check_loss_fn(self.loss_fn)
+        if self.client_sync != "step":
+            raise ConfigError(f"client_sync is {self.client_sync!r}; it can be 'step'")
+        if not 0 <= self.fraction_evaluate <= 1:
+            raise ConfigError(
+                f"fraction_evaluate is {self.fraction_evaluate}; it is a share from 0 to 1"
+            )
+        for name in ("steps_per_round", "evaluate_batch_size", "min_available_nodes"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} is {value!r}; it is an integer of 1 or more")
+        for name in ("node_timeout_s", "step_timeout_s", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} is {value!r}; it is a finite number above 0")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed!r}; it is an integer from 0 to 2**63 - 1")
+
+    @property
+    def sampler_name(self) -> str:
+        """The sampler's name in records."""
+        return str(getattr(self.sampler, "name", type(self.sampler).__name__))
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: CentralEvaluateFn | None = None,
+    ) -> Result:
+        """Run parallel split learning.
+
+        Parameters
+        ----------
+        grid : Grid
+            The grid that reaches the nodes.
+        initial_arrays : ArrayRecord
+            The whole model's arrays, by its original ``state_dict`` keys.
+        num_rounds : int
+            Rounds; each goes once through the pooled data, unless `steps_per_round`
+            bounds it.
+        timeout : float
+            Bound on the training of one round, in seconds.
+        train_config, evaluate_config : ConfigRecord, optional
+            Must be empty: devices are told all they need by the protocol.
+        evaluate_fn : callable, optional
+            Central evaluation ``(server_round, arrays)``, before the first round (as
+            round 0) and after each.
+
+        Returns
+        -------
+        Result
+            The final arrays and the metrics of each round.
+
+        Raises
+        ------
+        PslError
+            If the run cannot go on; the message says where and why.
+        """
+        for name, config in (("train_config", train_config), ("evaluate_config", evaluate_config)):
+            if config:
+                raise ConfigError(
+                    f"{name} is {dict(config)}; parallel split learning sends no configuration to "
+                    "clients. Use the run config, which client_fn gets in its Context."
+                )
+        return self.start_over(
+            FlowerMessageTransport(grid),
+            initial_arrays,
+            num_rounds=num_rounds,
+            timeout=timeout,
+            evaluate_fn=evaluate_fn,
+            min_nodes=self.min_available_nodes,
+        )
+
+    def start_over(
+        self,
+        transport: Transport,
+        initial_arrays: ArrayRecord,
+        *,
+        num_rounds: int,
+        timeout: float,
+        evaluate_fn: CentralEvaluateFn | None,
+        min_nodes: int,
+    ) -> Result:
+        """Run as `start` does, over any transport."""
+
+        def evaluate(server_round: int, state_dict: StateDict) -> Metrics | None:
+            if evaluate_fn is None:
+                return None
+            metrics = evaluate_fn(server_round, _arrays(state_dict))
+            return None if metrics is None else dict(metrics)
+
+        self.summary()
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(initial_arrays.to_torch_state_dict())
+        model.client.to(self.device)
+        model.server.to(self.device)
+        run = TrainingRun(
+            self,
+            model,
+            transport,
+            num_rounds=num_rounds,
+            round_timeout_s=timeout,
+            evaluate_fn=evaluate,
+        )
+        try:
+            return _result(run.run(min_nodes))
+        finally:
+            if self.recorder is not None:
+                self.recorder.close()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Refuse: see `start`."""
+        _refuse("configure_train")
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Refuse: see `start`."""
+        _refuse("aggregate_train")
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Refuse: see `start`."""
+        _refuse("configure_evaluate")
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Refuse: see `start`."""
+        _refuse("aggregate_evaluate")
+
+    def summary(self) -> None:
+        """Log the strategy's settings."""
+        _LOG.info("Parallel split learning with %r", self.sampler)
+        for name in ("client_sync", "steps_per_round", "max_grad_norm", "fraction_evaluate"):
+            _LOG.info("\t%s: %s", name, getattr(self, name))
+        _LOG.info("\tcut: %r, seed: %d, device: %s", self.model.at, self.seed, self.device)
+
+
+def _refuse(method: str) -> NoReturn:
+    raise PslError(
+        f"{method}() is one exchange of messages a round; a round of parallel split learning has "
+        "two for every step. Call start() instead."
+    )
+
+
+def _arrays(state_dict: StateDict) -> ArrayRecord:
+    return ArrayRecord({name: tensor.cpu() for name, tensor in state_dict.items()})
+
+
+def _result(history: RunHistory) -> Result:
+    return Result(
+        arrays=_arrays(history.state_dict),
+        train_metrics_clientapp={k: MetricRecord(v) for k, v in history.train.items()},
+        evaluate_metrics_clientapp={
+            k: MetricRecord(v) for k, v in history.split_evaluation.items()
+        },
+        evaluate_metrics_serverapp={
+            k: MetricRecord(v) for k, v in history.central_evaluation.items()
+        },
+    )

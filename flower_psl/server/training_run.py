@@ -1,0 +1,315 @@
+"""A whole run: who takes part, its rounds, their steps, evaluation and records."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flower_psl.errors import ConfigError, WaitError
+from flower_psl.sampling import BatchSchedule
+from flower_psl.server.global_step import GlobalStep, StepPlan
+from flower_psl.server.learner import Learner
+from flower_psl.server.participants import Participants, gather
+from flower_psl.server.split_evaluation import SplitEvaluation, sample_clients
+from flower_psl.split import SplitModel, batch_norm_layers
+from flower_psl.telemetry import Progress, RoundRecord, RunInfo
+from flower_psl.transport import Transport
+
+if TYPE_CHECKING:
+    from flower_psl.server.strategy import ParallelSplitLearning
+
+_LOG = logging.getLogger("flwr.psl")
+
+StateDict = Mapping[str, Tensor]
+Metrics = dict[str, int | float | list[int] | list[float]]
+EvaluateFn = Callable[[int, StateDict], Metrics | None]
+
+
+@dataclass
+class RunHistory:
+    """What a run leaves: the metrics of each round, and the model.
+
+    Attributes
+    ----------
+    train, split_evaluation, central_evaluation : dict of int to dict
+        Metrics by round.
+    state_dict : mapping of str to Tensor
+        The whole model under its original keys.
+    """
+
+    train: dict[int, Metrics] = field(default_factory=dict)
+    split_evaluation: dict[int, Metrics] = field(default_factory=dict)
+    central_evaluation: dict[int, Metrics] = field(default_factory=dict)
+    state_dict: StateDict = field(default_factory=dict)
+
+
+class TrainingRun:
+    """One call of `ParallelSplitLearning.start`, whatever carries its messages.
+
+    Parameters
+    ----------
+    strategy : ParallelSplitLearning
+        The run's settings.
+    model : SplitModel
+        The model to train, with its initial weights. It is changed.
+    transport : Transport
+        What reaches the clients.
+    num_rounds : int
+        Rounds.
+    round_timeout_s : float
+        Bound on the waiting in one round, in seconds.
+    evaluate_fn : callable, optional
+        Central evaluation of a whole model's state dict.
+    """
+
+    def __init__(
+        self,
+        strategy: "ParallelSplitLearning",
+        model: SplitModel,
+        transport: Transport,
+        *,
+        num_rounds: int,
+        round_timeout_s: float,
+        evaluate_fn: EvaluateFn | None,
+    ) -> None:
+        if num_rounds < 1:
+            raise ConfigError(f"num_rounds is {num_rounds}; a run has 1 round or more")
+        if not round_timeout_s > 0:
+            raise ConfigError(f"timeout is {round_timeout_s}; it must be more than 0 seconds")
+        self._strategy = strategy
+        self._model = model
+        self._transport = transport
+        self._num_rounds = num_rounds
+        self._round_timeout_s = round_timeout_s
+        self._evaluate_fn = evaluate_fn
+        self._device = torch.device(strategy.device)
+        self._progress = Progress(num_rounds, log=_LOG.info)
+        self._history = RunHistory()
+
+    def run(self, min_nodes: int) -> RunHistory:
+        """Train for all rounds and return what came of it.
+
+        Parameters
+        ----------
+        min_nodes : int
+            Nodes to wait for.
+
+        Raises
+        ------
+        PslError
+            If the run cannot go on.
+        """
+        strategy, history = self._strategy, self._history
+        participants = gather(
+            self._transport,
+            self._model.client,
+            min_nodes=min_nodes,
+            node_timeout_s=strategy.node_timeout_s,
+            describe_timeout_s=strategy.step_timeout_s,
+        )
+        schedule = self._plan(participants, 1)
+        learner = Learner(
+            self._model,
+            strategy.optimizer_fn,
+            strategy.lr_scheduler_fn,
+            total_steps=self._num_steps(schedule) * self._num_rounds,
+            max_grad_norm=strategy.max_grad_norm,
+        )
+        self._announce(participants, schedule)
+        self._evaluate(0, learner, participants, started=time.monotonic(), steps=0)
+        for server_round in range(1, self._num_rounds + 1):
+            started = time.monotonic()
+            if server_round > 1:
+                schedule = self._plan(participants, server_round)
+            self._train(server_round, schedule, learner, participants)
+            self._evaluate(server_round, learner, participants, started, self._num_steps(schedule))
+        history.state_dict = self._model.state_dict()
+        if strategy.recorder is not None:
+            summary = strategy.recorder.finish(history.state_dict)
+            _LOG.info("results are in %s", summary.parent)
+        return history
+
+    def _plan(self, participants: Participants, server_round: int) -> BatchSchedule:
+        schedule = self._strategy.sampler.schedule(participants.num_examples, server_round)
+        unknown = [key for key in schedule.client_keys if key not in participants.nodes]
+        if unknown or not len(schedule):
+            raise ConfigError(
+                f"the sampler's schedule for round {server_round} has {len(schedule)} steps and "
+                f"names {unknown or 'no'} clients that do not exist; it needs at least one step "
+                f"and may use the keys {list(participants.nodes)} only"
+            )
+        return schedule
+
+    def _num_steps(self, schedule: BatchSchedule) -> int:
+        return min(len(schedule), self._strategy.steps_per_round or len(schedule))
+
+    def _announce(self, participants: Participants, schedule: BatchSchedule) -> None:
+        strategy = self._strategy
+        info = RunInfo(
+            method=strategy.method,
+            sampler=strategy.sampler_name,
+            model=strategy.model_name or "model",
+            cut=self._model.at,
+            num_clients=len(participants.nodes),
+            num_examples=sum(participants.num_examples.values()),
+            rounds=self._num_rounds,
+            transport=self._transport.name,
+            seed=strategy.seed,
+        )
+        _LOG.info(
+            "%d clients with %d examples; %d rounds of %d steps; %s, cut at %r, over %s",
+            info.num_clients,
+            info.num_examples,
+            info.rounds,
+            self._num_steps(schedule),
+            info.sampler,
+            info.cut,
+            info.transport,
+        )
+        if layers := list(batch_norm_layers(self._model.client)):
+            _LOG.warning(
+                "BatchNorm in the client segment (%s) normalizes over each client's own part of "
+                "the batch, so training differs from centralized training and a part of one "
+                "example is fragile: to_group_norm(model) replaces it, and "
+                "GlobalSampler(min_client_batch=...) keeps parts from being small",
+                ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else ""),
+            )
+        if strategy.recorder is not None:
+            strategy.recorder.start(info)
+
+    def _train(
+        self,
+        server_round: int,
+        schedule: BatchSchedule,
+        learner: Learner,
+        participants: Participants,
+    ) -> None:
+        """Take the steps of one round."""
+        strategy = self._strategy
+        stepper = GlobalStep(
+            transport=self._transport,
+            nodes=participants.nodes,
+            learner=learner,
+            loss_fn=strategy.loss_fn,
+            seed=strategy.seed,
+            device=self._device,
+        )
+        deadline = time.monotonic() + self._round_timeout_s
+        num_steps = self._num_steps(schedule)
+        self._progress.start_round(server_round, num_steps)
+        total_loss, num_examples = 0.0, 0
+        for plan in islice(_step_plans(server_round, schedule), num_steps):
+            record = stepper.run(plan, self._timeout_s(deadline, str(plan)))
+            total_loss += record.loss * record.effective_batch_size
+            num_examples += record.effective_batch_size
+            if strategy.recorder is not None:
+                strategy.recorder.record_step(record)
+            self._progress.step(plan.step, record.loss)
+        self._progress.end_round()
+        self._history.train[server_round] = {
+            "loss": total_loss / num_examples,
+            "num-examples": num_examples,
+            "num-steps": num_steps,
+        }
+
+    def _timeout_s(self, deadline: float, where: str) -> float:
+        """Return the bound on the next exchange, so that the round's holds too."""
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise WaitError(
+                f"{where}: the round took longer than {self._round_timeout_s:g} s; raise the "
+                "timeout given to start(), or bound the round by steps_per_round"
+            )
+        return min(self._strategy.step_timeout_s, left_s)
+
+    def _evaluate(
+        self,
+        server_round: int,
+        learner: Learner,
+        participants: Participants,
+        started: float,
+        steps: int,
+    ) -> None:
+        """Evaluate centrally and over the cut, and close the round's records."""
+        history, strategy = self._history, self._strategy
+        seconds = time.monotonic() - started
+        keys = sample_clients(
+            participants.num_test_examples,
+            strategy.fraction_evaluate if server_round else 0.0,
+            strategy.seed,
+            server_round,
+        )
+        if keys:
+            evaluation = SplitEvaluation(
+                transport=self._transport,
+                participants=participants,
+                loss_fn=strategy.loss_fn,
+                batch_size=strategy.evaluate_batch_size,
+                seed=strategy.seed,
+                device=self._device,
+            )
+            history.split_evaluation[server_round] = evaluation.run(
+                self._model, learner.client_weights(), keys, server_round, strategy.step_timeout_s
+            )
+        if self._evaluate_fn is not None:
+            metrics = self._evaluate_fn(server_round, self._model.state_dict())
+            if metrics is not None:
+                history.central_evaluation[server_round] = metrics
+        self._close_round(server_round, steps, seconds)
+
+    def _close_round(self, server_round: int, steps: int, seconds: float) -> None:
+        """Record and log the round, with central metrics before those of the clients."""
+        history = self._history
+        train = history.train.get(server_round, {})
+        test = history.central_evaluation.get(server_round) or history.split_evaluation.get(
+            server_round, {}
+        )
+        accuracy, loss = _number(test, "accuracy"), _number(test, "loss")
+        train_loss = _number(train, "loss")
+        shown = {"train loss": train_loss, "test loss": loss, "test accuracy": accuracy}
+        _LOG.info(
+            "[ROUND %d/%d] %s",
+            server_round,
+            self._num_rounds,
+            ", ".join(
+                [f"{name} {value:.4f}" for name, value in shown.items() if value is not None]
+                + [f"{steps} steps in {seconds:.1f} s"]
+            ),
+        )
+        if self._strategy.recorder is not None:
+            self._strategy.recorder.record_round(
+                RoundRecord(
+                    server_round=server_round,
+                    steps=steps,
+                    train_loss=train_loss,
+                    accuracy=accuracy,
+                    loss=loss,
+                    seconds=seconds,
+                )
+            )
+
+
+def _step_plans(server_round: int, schedule: BatchSchedule) -> Iterator[StepPlan]:
+    """Yield a round's steps, each client going through its permutation."""
+    used: dict[int, int] = dict.fromkeys(schedule.client_keys, 0)
+    for step, batch_sizes in enumerate(schedule, 1):
+        yield StepPlan(
+            server_round=server_round,
+            step=step,
+            batch_sizes=batch_sizes,
+            starts={key: used[key] for key in batch_sizes},
+        )
+        for key, batch_size in batch_sizes.items():
+            used[key] += batch_size
+
+
+def _number(metrics: Metrics, name: str) -> float | None:
+    """Return a metric for the records, which hold finite numbers only."""
+    value = metrics.get(name)
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None

@@ -1,0 +1,32 @@
+"""One model, cut in two: the cut, both sides' passes, checks and parity."""
+
+from flower_psl.split.batch_norm import (
+    batch_norm_layers,
+    check_moments,
+    update_running_statistics,
+)
+from flower_psl.split.check import SplitReport, check_split
+from flower_psl.split.client_pass import ClientPass, Inputs, segment_tensors
+from flower_psl.split.cut import cut
+from flower_psl.split.group_norm import to_group_norm
+from flower_psl.split.randomness import seeded
+from flower_psl.split.server_pass import LossFn, ServerPass, check_loss_fn
+from flower_psl.split.split_model import SplitModel
+
+__all__ = [
+    "ClientPass",
+    "Inputs",
+    "LossFn",
+    "ServerPass",
+    "SplitModel",
+    "SplitReport",
+    "batch_norm_layers",
+    "check_loss_fn",
+    "check_moments",
+    "check_split",
+    "cut",
+    "seeded",
+    "segment_tensors",
+    "to_group_norm",
+    "update_running_statistics",
+]

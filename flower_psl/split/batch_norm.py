@@ -1,0 +1,175 @@
+"""BatchNorm in the client segment: moments go up, running statistics are merged once.
+
+Each client normalizes over its own part of the global batch. The running statistics,
+however, can be those of the global batch: a client reports the moments of its part, and
+the server merges them before *one* momentum update a step.
+
+Moments travel as tensors by name. A layer ``L`` that ran ``n`` times in one forward
+pass over ``C`` channels has
+
+- ``L.mean`` and ``L.var``: ``(n, C)`` float64, the variance divided by the count;
+- ``L.count``: ``(n,)`` int64, the positions that each channel was averaged over.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from flower_psl.errors import ProtocolError
+
+Moments = dict[str, Tensor]
+
+
+def batch_norm_layers(segment: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the BatchNorm layers of a segment that keep running statistics, by name."""
+    return {
+        name: module
+        for name, module in segment.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+
+@contextmanager
+def record_moments(segment: nn.Module) -> Iterator[Moments]:
+    """Collect the moments of every BatchNorm input while the block runs.
+
+    The mapping is filled when the block ends.
+    """
+    calls: dict[str, list[tuple[Tensor, Tensor, int]]] = {}
+
+    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach()  # (N, C, ...)
+        if not layer.training:
+            return
+        over = [dim for dim in range(x.dim()) if dim != 1]
+        var, mean = torch.var_mean(x, dim=over, correction=0)
+        calls.setdefault(name, []).append((mean, var, x.numel() // x.shape[1]))
+
+    hooks = [
+        layer.register_forward_pre_hook(partial(record, name))
+        for name, layer in batch_norm_layers(segment).items()
+    ]
+    moments: Moments = {}
+    try:
+        yield moments
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, parts in calls.items():
+        moments[f"{name}.mean"] = torch.stack([mean for mean, _, _ in parts]).double()
+        moments[f"{name}.var"] = torch.stack([var for _, var, _ in parts]).double()
+        moments[f"{name}.count"] = torch.tensor([count for _, _, count in parts])
+
+
+def merge_moments(parts: Sequence[Mapping[str, Tensor]], name: str) -> tuple[Tensor, ...]:
+    """Merge the clients' moments of one layer into those of the global batch.
+
+    With weights ``w_k`` = positions of client k / all positions, the mean is
+    ``sum w_k mean_k`` and the variance ``sum w_k (var_k + mean_k^2) - mean^2``.
+
+    Parameters
+    ----------
+    parts : sequence of mappings
+        The clients' moments.
+    name : str
+        The layer.
+
+    Returns
+    -------
+    tuple of Tensor
+        ``mean (n, C)``, ``var (n, C)`` (divided by the count) and ``count (n,)``.
+    """
+    mean_k = torch.stack([part[f"{name}.mean"] for part in parts])  # (K, n, C)
+    var_k = torch.stack([part[f"{name}.var"] for part in parts])  # (K, n, C)
+    count_k = torch.stack([part[f"{name}.count"] for part in parts])  # (K, n)
+    count = count_k.sum(0)
+    weight = (count_k / count).unsqueeze(-1)  # (K, n, 1)
+    mean = (weight * mean_k).sum(0)
+    # Written as the spread around the merged mean, which is the same number as
+    # sum w (var + mean^2) - mean^2 without its cancellation.
+    var = (weight * (var_k + (mean_k - mean) ** 2)).sum(0)
+    return mean, var, count
+
+
+@torch.no_grad()
+def update_running_statistics(segment: nn.Module, parts: Sequence[Mapping[str, Tensor]]) -> None:
+    """Advance a segment's running statistics by one step of the global batch.
+
+    Does what ``torch.nn.BatchNorm2d`` does in one forward pass over the global batch:
+    one momentum update with the unbiased variance, ``num_batches_tracked`` plus one.
+
+    Parameters
+    ----------
+    segment : nn.Module
+        The server's copy of the client segment; its buffers change.
+    parts : sequence of mappings
+        The moments that each client of the step reported.
+    """
+    reported = set().union(*parts)
+    for name, layer in batch_norm_layers(segment).items():
+        if f"{name}.mean" not in reported:
+            continue  # a layer that this forward pass did not reach
+        running_mean, running_var = layer.running_mean, layer.running_var
+        if running_mean is None or running_var is None or layer.num_batches_tracked is None:
+            continue  # unreachable for batch_norm_layers; tells the type checker so
+        mean, var, count = merge_moments(parts, name)
+        for call in range(len(count)):
+            layer.num_batches_tracked += 1
+            momentum = (
+                1 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
+            )
+            unbiased = var[call] * count[call] / (count[call] - 1).clamp(min=1)
+            running_mean.lerp_(mean[call].to(running_mean), momentum)
+            running_var.lerp_(unbiased.to(running_var), momentum)
+
+
+def check_moments(segment: nn.Module, moments: Mapping[str, Tensor], where: str) -> None:
+    """Refuse moments that do not belong to a segment's BatchNorm layers.
+
+    Parameters
+    ----------
+    segment : nn.Module
+        The server's copy of the client segment.
+    moments : mapping
+        What one client reported.
+    where : str
+        Client, round and step, for the message.
+
+    Raises
+    ------
+    ProtocolError
+        If a name, shape or count is not one that the segment can produce, or a value is
+        not finite.
+    """
+    layers = batch_norm_layers(segment)
+    expected = {f"{name}.{part}" for name in layers for part in ("mean", "var", "count")}
+    if unknown := sorted(set(moments) - expected):
+        raise ProtocolError(
+            f"{where}: BatchNorm moments for {unknown}; the client segment has the layers "
+            f"{sorted(layers)}. Build the same model on the device and on the server."
+        )
+    for name, layer in layers.items():
+        present = [moments.get(f"{name}.{part}") for part in ("mean", "var", "count")]
+        if all(part is None for part in present):
+            continue
+        mean, var, count = present
+        if (
+            mean is None
+            or var is None
+            or count is None
+            or mean.shape != (len(count), layer.num_features)
+            or var.shape != mean.shape
+            or bool((count < 1).any())
+            or not bool(torch.isfinite(mean).all() & torch.isfinite(var).all())
+            or bool((var < 0).any())
+        ):
+            raise ProtocolError(
+                f"{where}: the moments of BatchNorm {name!r} must be mean and var of shape "
+                f"(calls, {layer.num_features}), finite, var >= 0, and count >= 1; got "
+                f"{ {part: moments.get(f'{name}.{part}') for part in ('mean', 'var', 'count')} }. "
+                "Leave this client out, or look at its inputs."
+            )

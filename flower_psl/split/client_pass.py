@@ -1,0 +1,151 @@
+"""A device's part of a step: forward to the cut, and backward from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flower_psl.errors import CutError
+from flower_psl.split.batch_norm import Moments, batch_norm_layers, record_moments
+from flower_psl.split.randomness import seeded
+
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientPass:
+    """What is left of a forward pass until its gradient comes.
+
+    Attributes
+    ----------
+    activations : Tensor
+        The cut layer's output, ``(b_k, ...)``, detached and contiguous.
+    moments : Moments
+        Moments of the BatchNorm inputs, empty in evaluation.
+    """
+
+    activations: Tensor
+    moments: Moments
+    _output: Tensor
+    _parameters: Mapping[str, Tensor]
+
+    def backward(self, gradient: Tensor) -> dict[str, Tensor]:
+        """Continue the backward pass from the cut.
+
+        Parameters
+        ----------
+        gradient : Tensor
+            Gradient of the loss by `activations`, of the same shape.
+
+        Returns
+        -------
+        dict of str to Tensor
+            Gradient by parameter. A parameter that the output does not depend on is
+            left out, as autograd leaves its ``grad`` at ``None``.
+        """
+        if not self._output.requires_grad:
+            return {}
+        gradients = torch.autograd.grad(
+            self._output, list(self._parameters.values()), gradient, allow_unused=True
+        )
+        return {
+            name: gradient.contiguous()
+            for name, gradient in zip(self._parameters, gradients, strict=True)
+            if gradient is not None
+        }
+
+
+def segment_tensors(segment: nn.Module) -> dict[str, Tensor]:
+    """Return a segment's parameters and buffers by name, detached, without copies.
+
+    Buffers that a ``state_dict`` leaves out are among them: a forward pass needs them.
+    """
+    tensors = [*segment.named_parameters(), *segment.named_buffers()]
+    return {name: tensor.detach().contiguous() for name, tensor in tensors}
+
+
+def forward(
+    segment: nn.Module,
+    weights: Mapping[str, Tensor],
+    inputs: Inputs,
+    *,
+    training: bool,
+    seed: int,
+) -> ClientPass:
+    """Run the client segment with the given weights, which stay as they are.
+
+    The segment is a description only: its own tensors are neither read nor written, and
+    may be on the meta device. A repeated call gives the same bits, dropout included.
+
+    Parameters
+    ----------
+    segment : nn.Module
+        The client segment.
+    weights : mapping of str to Tensor
+        Every parameter and buffer, as `segment_tensors` names them.
+    inputs : Tensor, tuple or dict of Tensor
+        Positional or keyword arguments of the segment, batch first.
+    training : bool
+        Training mode with an autograd graph, or evaluation without one.
+    seed : int
+        Seed of the random layers.
+
+    Raises
+    ------
+    CutError
+        If the segment returns anything but one tensor, or changes a buffer that is not
+        BatchNorm's.
+    """
+    segment.train(training)
+    parameters = {
+        name: weights[name].detach().requires_grad_(training and parameter.requires_grad)
+        for name, parameter in segment.named_parameters()
+    }
+    # In training mode a layer may write into its buffers. It gets copies: the caller's
+    # change once per accepted step, and not here.
+    buffers = {
+        name: weights[name].clone() if training else weights[name]
+        for name, _ in segment.named_buffers()
+    }
+    args: tuple[Any, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
+    kwargs: dict[str, Any] = {}
+    if isinstance(inputs, dict):
+        args, kwargs = (), inputs
+    first = next(iter([*args, *kwargs.values()]))
+    with (
+        torch.set_grad_enabled(training),
+        record_moments(segment) as moments,
+        seeded(seed, first.device),
+    ):
+        output = functional_call(segment, {**parameters, **buffers}, args, kwargs)
+    if not isinstance(output, Tensor):
+        raise CutError(
+            f"the client segment returned a {type(output).__name__}; the activations are "
+            "one tensor. Cut where a single tensor crosses."
+        )
+    if training:
+        _refuse_changed_buffers(segment, buffers)
+    return ClientPass(
+        activations=output.detach().contiguous(),
+        moments=moments,
+        _output=output,
+        _parameters={name: p for name, p in parameters.items() if p.requires_grad},
+    )
+
+
+def _refuse_changed_buffers(segment: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    changed = {name for name, buffer in buffers.items() if buffer._version > 0}
+    for layer in batch_norm_layers(segment):
+        prefix = f"{layer}." if layer else ""
+        changed -= {
+            prefix + part for part in ("running_mean", "running_var", "num_batches_tracked")
+        }
+    if changed:
+        raise CutError(
+            f"a forward pass of the client segment changes its buffers {sorted(changed)}; only "
+            "BatchNorm's running statistics can be merged over clients. Put that layer behind "
+            "the cut, or keep the buffer constant in training."
+        )

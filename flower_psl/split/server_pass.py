@@ -1,0 +1,121 @@
+"""The server's part of a step: from the activations to the loss, and back to the cut."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flower_psl.errors import ConfigError, PslError
+from flower_psl.split.randomness import seeded
+
+LossFn = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerPass:
+    """A forward pass through the server segment, up to the loss.
+
+    Attributes
+    ----------
+    outputs : Tensor
+        The model's outputs, detached.
+    loss : Tensor
+        The loss, a scalar with its autograd graph.
+    """
+
+    outputs: Tensor
+    loss: Tensor
+    _activations: Tensor
+
+    def backward(self) -> Tensor:
+        """Add the server segment's gradients to its ``.grad`` and return the cut's.
+
+        Returns
+        -------
+        Tensor
+            Gradient of the loss by the activations, of their shape, contiguous.
+
+        Raises
+        ------
+        PslError
+            If the loss does not depend on the activations.
+        """
+        if not self.loss.requires_grad:
+            raise PslError(
+                "the loss depends on no parameter and not on the activations; a step needs a "
+                "loss that is computed, without detaching, from the model's outputs"
+            )
+        # `inputs` is not restricted: the parameters' gradients are wanted as well.
+        self.loss.backward()  # type: ignore[no-untyped-call]
+        gradient = self._activations.grad
+        if gradient is None:
+            raise PslError(
+                "the loss does not depend on the activations; the server segment must use "
+                "its input"
+            )
+        return gradient.contiguous()
+
+
+def check_loss_fn(loss_fn: LossFn) -> None:
+    """Refuse a loss that has parameters: no optimizer would train them.
+
+    Raises
+    ------
+    ConfigError
+        If `loss_fn` is a module with parameters.
+    """
+    if not callable(loss_fn):
+        raise ConfigError(
+            f"loss_fn is {loss_fn!r}; it must be a function of (outputs, labels) that returns a "
+            "scalar, such as torch.nn.CrossEntropyLoss()"
+        )
+    if isinstance(loss_fn, nn.Module):
+        names = [name for name, _ in loss_fn.named_parameters()]
+        if names:
+            raise ConfigError(
+                f"loss_fn has parameters of its own, {names}; they belong to no segment and would "
+                "not be trained. Move them into the model, behind the cut."
+            )
+
+
+def forward(
+    segment: nn.Module,
+    activations: Tensor,
+    labels: Tensor,
+    loss_fn: LossFn,
+    *,
+    seed: int,
+) -> ServerPass:
+    """Run the server segment, in training mode, over the global batch.
+
+    Parameters
+    ----------
+    segment : nn.Module
+        The server segment. Its buffers change as in centralized training.
+    activations : Tensor
+        ``(n, ...)``: the clients' activations, in client order.
+    labels : Tensor
+        ``(n, ...)``.
+    loss_fn : callable
+        ``loss_fn(outputs, labels)``, a scalar.
+    seed : int
+        Seed of the random layers.
+
+    Raises
+    ------
+    ConfigError
+        If the loss is not a scalar tensor.
+    """
+    segment.train()
+    activations = activations.detach().requires_grad_()
+    with torch.enable_grad(), seeded(seed, activations.device):
+        outputs = segment(activations)
+        loss = loss_fn(outputs, labels)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shown = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ConfigError(
+            f"loss_fn returned {shown}; the loss is one scalar over the global batch. Use a "
+            "reduction such as 'mean'."
+        )
+    return ServerPass(outputs=outputs.detach(), loss=loss, _activations=activations)

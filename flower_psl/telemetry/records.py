@@ -1,0 +1,187 @@
+"""What is known of a run, of a round and of a step, as values that become JSON."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from flower_psl.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What is known when a run starts.
+
+    Attributes
+    ----------
+    method : str
+        How the model is trained, e.g. ``"psl"``.
+    sampler : str
+        The sampler that makes the batch-size schedules.
+    model : str
+        The model's name.
+    cut : str
+        The cut layer's name.
+    num_clients : int
+        Number of clients, K.
+    num_examples : int
+        Training examples of all clients, D.
+    rounds : int
+        Rounds the run is to have.
+    transport : str
+        How requests and replies travel.
+    seed : int
+        The seed of every random draw.
+    """
+
+    method: str
+    sampler: str
+    model: str
+    cut: str
+    num_clients: int
+    num_examples: int
+    rounds: int
+    transport: str
+    seed: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return the attributes under their own names, ready for ``json.dumps``.
+
+        Returns
+        -------
+        dict of str to object
+        """
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """What one round came to.
+
+    Attributes
+    ----------
+    server_round : int
+        The round, from 1; round 0 is the model before training.
+    steps : int
+        Steps taken in the round.
+    train_loss : float or None
+        Mean training loss of the round's steps; None where there was none.
+    accuracy : float or None
+        Accuracy on test data after the round, in [0, 1]; None where it was not evaluated.
+    loss : float or None
+        Loss on test data after the round; None where it was not evaluated.
+    seconds : float
+        Wall time of the round, in seconds.
+
+    Raises
+    ------
+    ConfigError
+        If a loss, the accuracy or the time is not finite.
+    """
+
+    server_round: int
+    steps: int
+    train_loss: float | None
+    accuracy: float | None
+    loss: float | None
+    seconds: float
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that JSON cannot hold."""
+        for name in ("train_loss", "accuracy", "loss", "seconds"):
+            _check_finite(f"round {self.server_round}", name, getattr(self, name))
+
+    def to_json(self) -> dict[str, object]:
+        """Return the record, ready for ``json.dumps``; ``server_round`` is called ``round``.
+
+        Returns
+        -------
+        dict of str to object
+        """
+        return {
+            "round": int(self.server_round),
+            "steps": int(self.steps),
+            "train_loss": _float_or_none(self.train_loss),
+            "accuracy": _float_or_none(self.accuracy),
+            "loss": _float_or_none(self.loss),
+            "seconds": float(self.seconds),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What one step came to: a line of ``steps.jsonl``.
+
+    Attributes
+    ----------
+    server_round : int
+        The round, from 1.
+    step : int
+        The step in its round, from 1.
+    loss : float
+        Training loss over the global batch.
+    effective_batch_size : int
+        Examples that really took part.
+    clients : Mapping of int to int
+        Examples each client contributed, by client key.
+    bytes_up, bytes_down : int
+        Bytes sent from the clients to the server, and from the server to the clients.
+    seconds : Mapping of str to float
+        Wall time of each phase, in seconds, and of the whole step as ``"total"``.
+
+    Raises
+    ------
+    ConfigError
+        If the loss or a time is not finite, or ``seconds`` has no ``"total"``.
+    """
+
+    server_round: int
+    step: int
+    loss: float
+    effective_batch_size: int
+    clients: Mapping[int, int]
+    bytes_up: int
+    bytes_down: int
+    seconds: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that JSON cannot hold, and a step without its wall time."""
+        where = f"round {self.server_round}, step {self.step}"
+        _check_finite(where, "loss", self.loss)
+        for phase, seconds in self.seconds.items():
+            _check_finite(where, f"seconds[{phase!r}]", seconds)
+        if "total" not in self.seconds:
+            raise ConfigError(
+                f"{where}: seconds has the phases {sorted(self.seconds)}; a step record needs "
+                f"the wall time of the whole step. Add it as seconds['total']."
+            )
+
+    def to_json(self) -> dict[str, object]:
+        """Return the record, ready for ``json.dumps``; ``server_round`` is called ``round``.
+
+        Returns
+        -------
+        dict of str to object
+            Client keys become strings, as JSON wants them.
+        """
+        return {
+            "round": int(self.server_round),
+            "step": int(self.step),
+            "loss": float(self.loss),
+            "effective_batch_size": int(self.effective_batch_size),
+            "clients": {str(client): int(size) for client, size in self.clients.items()},
+            "bytes_up": int(self.bytes_up),
+            "bytes_down": int(self.bytes_down),
+            "seconds": {phase: float(seconds) for phase, seconds in self.seconds.items()},
+        }
+
+
+def _check_finite(where: str, name: str, value: float | None) -> None:
+    if value is not None and not math.isfinite(value):
+        raise ConfigError(
+            f"{where}: {name} is {value}; a record holds finite numbers, since JSON has no "
+            f"others. Stop the run where the number first appears, or lower the learning rate."
+        )
+
+
+def _float_or_none(value: float | None) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,197 @@
+"""The files that a run leaves behind."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TextIO
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flower_psl.errors import ConfigError, PslError
+from flower_psl.telemetry.pictures import PICTURES, draw_rounds, draw_schedule
+from flower_psl.telemetry.records import RoundRecord, RunInfo, StepRecord
+from flower_psl.telemetry.run_summary import RunSummary
+
+_SUMMARY = "summary.json"
+_SUMMARY_DRAFT = "summary.json.tmp"
+_STEPS = "steps.jsonl"
+_MODEL = "model.safetensors"
+
+
+class RunRecorder:
+    """Write the files of one run into a folder.
+
+    ``steps.jsonl`` grows with the run; ``model.safetensors``, the pictures and, last of
+    all, ``summary.json`` are written when it has finished. A folder with a summary is
+    therefore that of a complete run. A recorder may serve one run after the other, each
+    in place of the one before it.
+
+    Parameters
+    ----------
+    out : str or Path
+        The folder; `start` creates it.
+    clock : callable, optional
+        Returns the time in seconds; it never goes back.
+    """
+
+    def __init__(self, out: str | Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out = Path(out)
+        self._clock = clock
+        self._started = 0.0
+        self._run: tuple[RunInfo, RunSummary, TextIO] | None = None
+
+    def start(self, info: RunInfo) -> None:
+        """Create the folder and remove what an earlier run left there.
+
+        Only files that a recorder writes are removed.
+
+        Parameters
+        ----------
+        info : RunInfo
+            What is known of the run.
+
+        Raises
+        ------
+        ConfigError
+            If the folder cannot be made or written to.
+        PslError
+            If the recorder is recording already.
+        """
+        if self._run is not None:
+            raise PslError(
+                f"start() was called while a run is being recorded in {self._out}; a recorder "
+                f"records one run at a time. Call finish() or close() first."
+            )
+        try:
+            self._out.mkdir(parents=True, exist_ok=True)
+            for name in (_SUMMARY, _SUMMARY_DRAFT, _STEPS, _MODEL, *PICTURES):
+                (self._out / name).unlink(missing_ok=True)
+            steps = (self._out / _STEPS).open("w", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"out is {str(self._out)!r}, but {error}; a run writes its files into this "
+                f"folder. Name a folder that can be created and written to."
+            ) from error
+        self._started = self._clock()
+        self._run = (info, RunSummary(info), steps)
+
+    def record_step(self, record: StepRecord) -> None:
+        """Append a step to ``steps.jsonl``; lines reach the disk at the round's end.
+
+        Parameters
+        ----------
+        record : StepRecord
+            The step.
+
+        Raises
+        ------
+        PslError
+            If no run has been started.
+        """
+        _, summary, steps = self._recording("record_step()")
+        steps.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
+        summary.add_step(record)
+
+    def record_round(self, record: RoundRecord) -> None:
+        """Note a round that has ended, or the evaluation before the first one.
+
+        Parameters
+        ----------
+        record : RoundRecord
+            The round.
+
+        Raises
+        ------
+        PslError
+            If no run has been started.
+        """
+        _, summary, steps = self._recording("record_round()")
+        summary.add_round(record)
+        steps.flush()
+
+    def finish(self, state_dict: Mapping[str, Tensor]) -> Path:
+        """Write the model, the pictures and, last and at one stroke, the summary.
+
+        Parameters
+        ----------
+        state_dict : Mapping of str to Tensor
+            The whole model under its original keys; tensors may share memory.
+
+        Returns
+        -------
+        Path
+            The summary's path.
+
+        Raises
+        ------
+        PslError
+            If no run has been started, or the last round has not been recorded.
+        """
+        info, summary, _ = self._recording("finish()")
+        last_round = summary.rounds[-1].server_round if summary.rounds else 0
+        if last_round != info.rounds:
+            raise PslError(
+                f"finish() was called after round {last_round} of {info.rounds}; a summary is "
+                f"that of a complete run. Record the last round first, or call close()."
+            )
+        seconds = self._clock() - self._started
+        self.close()
+        _write_model(state_dict, self._out / _MODEL)
+        draw_rounds(summary.rounds, self._out)
+        draw_schedule(summary.first_schedule, self._out)
+        text = json.dumps(summary.to_json(seconds), indent=2, allow_nan=False) + "\n"
+        return self._publish_summary(text)
+
+    def close(self) -> None:
+        """End the recording; without `finish` before it, the folder gets no summary."""
+        if self._run is not None:
+            _, _, steps = self._run
+            self._run = None
+            steps.close()
+
+    def __enter__(self) -> Self:
+        """Return the recorder itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the recorder."""
+        self.close()
+
+    def _recording(self, caller: str) -> tuple[RunInfo, RunSummary, TextIO]:
+        if self._run is None:
+            raise PslError(
+                f"{caller} was called while no run is being recorded in {self._out}; records "
+                f"belong to a run. Call start() first."
+            )
+        return self._run
+
+    def _publish_summary(self, text: str) -> Path:
+        draft, summary = self._out / _SUMMARY_DRAFT, self._out / _SUMMARY
+        try:
+            with draft.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, summary)
+        finally:
+            draft.unlink(missing_ok=True)
+        return summary
+
+
+def _write_model(state_dict: Mapping[str, Tensor], path: Path) -> None:
+    # safetensors refuses tensors that share memory or are strided, as tied weights are.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state_dict.items()
+    }
+    save_file(tensors, path, metadata={"format": "pt"})

@@ -1,0 +1,111 @@
+"""The numbers of a whole run, gathered record by record."""
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+
+from flower_psl.telemetry.records import RoundRecord, RunInfo, StepRecord
+
+_PACKAGES = ("flower-psl", "flwr", "torch", "numpy")
+
+
+class RunSummary:
+    """Add up a run's records; steps are counted, not kept, so that memory stays small.
+
+    Parameters
+    ----------
+    info : RunInfo
+        What is known when the run starts.
+
+    Attributes
+    ----------
+    rounds : list of RoundRecord
+        The rounds added so far.
+    first_schedule : list of Mapping of int to int
+        The first round's batch sizes: a step each, by client key.
+    """
+
+    def __init__(self, info: RunInfo) -> None:
+        self.rounds: list[RoundRecord] = []
+        self.first_schedule: list[Mapping[int, int]] = []
+        self._info = info
+        self._first_round: int | None = None
+        self._steps = 0
+        self._examples = 0
+        self._step_seconds = 0.0
+        self._bytes_up = 0
+        self._bytes_down = 0
+
+    def add_step(self, record: StepRecord) -> None:
+        """Count a step.
+
+        Parameters
+        ----------
+        record : StepRecord
+            The step.
+        """
+        if self._first_round is None:
+            self._first_round = record.server_round
+        if record.server_round == self._first_round:
+            self.first_schedule.append(dict(record.clients))
+        self._steps += 1
+        self._examples += int(record.effective_batch_size)
+        self._step_seconds += float(record.seconds["total"])
+        self._bytes_up += int(record.bytes_up)
+        self._bytes_down += int(record.bytes_down)
+
+    def add_round(self, record: RoundRecord) -> None:
+        """Count a round.
+
+        Parameters
+        ----------
+        record : RoundRecord
+            The round.
+        """
+        self.rounds.append(record)
+
+    def to_json(self, seconds: float) -> dict[str, object]:
+        """Return what ``summary.json`` holds.
+
+        The final accuracy and loss are those of the last round that was evaluated; what
+        was never evaluated, or has no step to be a mean of, is None.
+
+        Parameters
+        ----------
+        seconds : float
+            Wall time of the run, in seconds.
+
+        Returns
+        -------
+        dict of str to object
+            In the order in which a person reads it.
+        """
+        accuracies = [float(r.accuracy) for r in self.rounds if r.accuracy is not None]
+        losses = [float(r.loss) for r in self.rounds if r.loss is not None]
+        info = self._info.to_json()
+        return {
+            **{name: info[name] for name in info if name not in ("transport", "seed")},
+            "steps": self._steps,
+            "final_accuracy": accuracies[-1] if accuracies else None,
+            "best_accuracy": max(accuracies, default=None),
+            "final_loss": losses[-1] if losses else None,
+            "mean_effective_batch_size": self._examples / self._steps if self._steps else None,
+            "seconds": seconds,
+            "steps_per_second": self._steps / self._step_seconds if self._step_seconds else None,
+            "bytes_up": self._bytes_up,
+            "bytes_down": self._bytes_down,
+            "transport": info["transport"],
+            "seed": info["seed"],
+            "versions": _versions(),
+        }
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,216 @@
+"""One request and one reply for everything that happens in a step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from torch import Tensor
+
+from flower_psl.errors import ProtocolError
+from flower_psl.wire.tensors import is_finite, payload_bytes
+
+
+class Phase(StrEnum):
+    """What a request asks for."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    EVALUATE = "evaluate"
+
+
+class StepId(NamedTuple):
+    """One client's part of one step: everything that its examples depend on.
+
+    Attributes
+    ----------
+    seed : int
+        The run's seed.
+    server_round, plan, step : int
+        The round from 1, its plan from 0, and the step in it from 1.
+    client_key : int
+        The client.
+    start, batch_size : int
+        Its examples: positions ``start`` to ``start + batch_size`` of its permutation of this
+        round (of its test data, in order, in evaluation).
+    """
+
+    seed: int
+    server_round: int
+    plan: int
+    step: int
+    client_key: int
+    start: int
+    batch_size: int
+
+    def __str__(self) -> str:
+        """Return, for example, ``client 3, round 2, step 40``."""
+        return f"client {self.client_key}, round {self.server_round}, step {self.step}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRequest:
+    """What the server asks of one client.
+
+    Attributes
+    ----------
+    phase : Phase
+        A forward pass in training, the backward pass that belongs to it, or a forward
+        pass over test data.
+    id : StepId
+        The step, the client and its examples.
+    weights : mapping of str to Tensor
+        Parameters and buffers of the client segment. A backward request has none: they
+        are those of its forward request.
+    gradient : Tensor or None
+        Backward only: the gradient of the loss by this client's activations.
+    """
+
+    phase: Phase
+    id: StepId
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    gradient: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a request that no client could answer."""
+        if min(self.id) < 0 or self.id.batch_size < 1:
+            raise ProtocolError(
+                f"{self.id}: a request for {self.id.batch_size} examples from {self.id.start}; no "
+                "number may be negative and a client with nothing to give is left alone"
+            )
+        if (self.gradient is not None) is not (self.phase is Phase.BACKWARD):
+            raise ProtocolError(
+                f"{self.id}: a {self.phase} request with"
+                f"{'out' if self.gradient is None else ''} a gradient; a gradient belongs to a "
+                "backward request and to no other"
+            )
+        if self.gradient is not None:
+            if self.gradient.dim() == 0 or len(self.gradient) != self.id.batch_size:
+                raise ProtocolError(
+                    f"{self.id}: a cut gradient of shape {tuple(self.gradient.shape)} for "
+                    f"{self.id.batch_size} examples; its first size is the number of examples"
+                )
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the tensors that travel."""
+        gradient = [] if self.gradient is None else [self.gradient]
+        return payload_bytes([*self.weights.values(), *gradient])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReply:
+    """What one client answers.
+
+    Attributes
+    ----------
+    phase : Phase
+        The phase of the request.
+    id : StepId
+        The id of the request.
+    activations : Tensor or None
+        Forward and evaluate: the cut layer's output, ``(batch_size, ...)``.
+    labels : Tensor or None
+        Forward and evaluate: ``(batch_size, ...)``.
+    gradients : mapping of str to Tensor
+        Backward: gradient by parameter, a parameter without one left out.
+    moments : mapping of str to Tensor
+        Forward: moments of the inputs of BatchNorm layers, see `split.batch_norm`.
+    compute_s : float
+        Seconds that the client computed.
+    """
+
+    phase: Phase
+    id: StepId
+    activations: Tensor | None = None
+    labels: Tensor | None = None
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
+    compute_s: float = 0.0
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the tensors that travel."""
+        batch = [tensor for tensor in (self.activations, self.labels) if tensor is not None]
+        return payload_bytes([*batch, *self.gradients.values(), *self.moments.values()])
+
+
+def check_belongs(reply: StepReply, request: StepRequest) -> None:
+    """Refuse a reply to another request.
+
+    Raises
+    ------
+    ProtocolError
+        If phase or id differ.
+    """
+    if (reply.phase, reply.id) != (request.phase, request.id):
+        raise ProtocolError(
+            f"{request.id}: asked for {request.phase} {tuple(request.id)}, got an answer to "
+            f"{reply.phase} {tuple(reply.id)}; a device must echo the request it answers"
+        )
+
+
+def check_batch(reply: StepReply) -> tuple[Tensor, Tensor]:
+    """Return a reply's activations and labels, or say what is wrong with them.
+
+    Raises
+    ------
+    ProtocolError
+        If one is missing, the counts are not the batch size asked for, or a value is not
+        finite.
+    """
+    where, count = reply.id, reply.id.batch_size
+    if reply.activations is None or reply.labels is None:
+        raise ProtocolError(
+            f"{where}: a {reply.phase} reply without activations or labels; both are needed. "
+            "Install the same flower-psl on the device and on the server."
+        )
+    for name, tensor in (("activations", reply.activations), ("labels", reply.labels)):
+        rows = len(tensor) if tensor.dim() else 0
+        if rows != count:
+            raise ProtocolError(
+                f"{where}: {rows} {name} for a batch of {count}; the first size of what the "
+                "client segment and the data set return must be the number of examples"
+            )
+        if not is_finite(tensor):
+            raise ProtocolError(
+                f"{where}: the {name} have NaN or infinite values; every value must be finite. "
+                "Look at this client's inputs, or lower the learning rate if training diverged."
+            )
+    return reply.activations, reply.labels
+
+
+def check_gradients(reply: StepReply, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return a backward reply's gradients, or say what is wrong with them.
+
+    Parameters
+    ----------
+    reply : StepReply
+        The reply.
+    parameters : mapping of str to Tensor
+        The client segment's trainable parameters.
+
+    Raises
+    ------
+    ProtocolError
+        If a name, shape or dtype is not the parameter's, or a value is not finite.
+    """
+    for name, gradient in reply.gradients.items():
+        parameter = parameters.get(name)
+        if parameter is None:
+            raise ProtocolError(
+                f"{reply.id}: a gradient for {name!r}; the trainable parameters of the client "
+                f"segment are {sorted(parameters)}. Build the same model on both sides."
+            )
+        if gradient.shape != parameter.shape or gradient.dtype != parameter.dtype:
+            raise ProtocolError(
+                f"{reply.id}: the gradient of {name!r} is {gradient.dtype} "
+                f"{tuple(gradient.shape)}, the parameter {parameter.dtype} "
+                f"{tuple(parameter.shape)}; both must agree. Build the same model on both sides."
+            )
+        if not is_finite(gradient):
+            raise ProtocolError(
+                f"{reply.id}: the gradient of {name!r} has NaN or infinite values; every value "
+                "must be finite. Lower the learning rate or set max_grad_norm."
+            )
+    return reply.gradients

@@ -1,0 +1,106 @@
+"""Tensors as bytes, and back, with every promise of their header checked."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flower_psl.errors import ProtocolError
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    )
+}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name on the wire, such as ``"float32"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return the dtype of a name on the wire.
+
+    Raises
+    ------
+    ProtocolError
+        If the wire does not carry this dtype.
+    """
+    if name not in _DTYPES:
+        raise ProtocolError(
+            f"dtype {name!r} is not one that travels; the wire carries {sorted(_DTYPES)}. Convert "
+            "the tensor on the side that sends it."
+        )
+    return _DTYPES[name]
+
+
+def to_bytes(tensor: Tensor) -> bytes:
+    """Return a tensor's elements, row-major and little-endian.
+
+    Raises
+    ------
+    ProtocolError
+        If its dtype does not travel.
+    """
+    dtype_of(dtype_name(tensor.dtype))
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    # NumPy has no bfloat16, so every tensor leaves as plain bytes.
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+def from_bytes(data: bytes, dtype: str, shape: Sequence[int]) -> Tensor:
+    """Return the tensor that `to_bytes` was given.
+
+    Parameters
+    ----------
+    data : bytes
+        Row-major, little-endian elements.
+    dtype : str
+        The name of the dtype.
+    shape : sequence of int
+        The shape.
+
+    Returns
+    -------
+    Tensor
+        A tensor that owns its memory.
+
+    Raises
+    ------
+    ProtocolError
+        If the dtype is unknown, the shape is negative, or the length does not fit.
+    """
+    torch_dtype = dtype_of(dtype)
+    if any(size < 0 for size in shape):
+        raise ProtocolError(f"shape {tuple(shape)} has a negative size; send the tensor's shape")
+    expected_bytes = math.prod(shape) * torch_dtype.itemsize
+    if len(data) != expected_bytes:
+        raise ProtocolError(
+            f"{len(data)} bytes for a {dtype} tensor of shape {tuple(shape)}, which has "
+            f"{expected_bytes}; the payload is cut off or its header is wrong. Send it again."
+        )
+    if expected_bytes == 0:
+        return torch.empty(tuple(shape), dtype=torch_dtype)
+    return torch.frombuffer(bytearray(data), dtype=torch_dtype).reshape(tuple(shape))
+
+
+def payload_bytes(tensors: Sequence[Tensor]) -> int:
+    """Return the bytes that tensors take on the wire, headers left out."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether every element is a number; integers always are."""
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
