@@ -143,12 +143,14 @@ class FlowerSimulation:
         ) as process:
             watchdog = threading.Timer(timeout_s, process.kill)
             watchdog.start()
-            for line in process.stdout or ():
-                log.append(line)
-                if not quiet:
-                    print(line, end="", flush=True)
-            process.wait()
-            watchdog.cancel()
+            try:
+                for line in process.stdout or ():
+                    log.append(line)
+                    if not quiet:
+                        print(line, end="", flush=True)
+            finally:
+                watchdog.cancel()
+                process.kill()
         # The stream of logs can end a moment before the run does.
         while not (status := self._status()).startswith("finished"):
             if time.monotonic() > deadline:

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from threading import RLock
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from flwr_datasets.partitioner import Partitioner
 from torch.utils.data import TensorDataset
 
@@ -131,6 +131,8 @@ def load_images(config: DataConfig) -> ImageData:
     ConfigError
         As `ImageData`.
     """
+    # A log shared by ten devices is no place for their progress bars.
+    disable_progress_bars()
     with _LOCK:
         return _load_images(config)
 

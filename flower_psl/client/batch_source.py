@@ -1,6 +1,6 @@
 """Batches of a device's own data, by index."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -100,11 +100,15 @@ class BatchSource:
 def _move(inputs: Any, device: torch.device) -> Inputs:
     if isinstance(inputs, Tensor):
         return inputs.to(device)
-    if isinstance(inputs, (tuple, list)) and all(isinstance(part, Tensor) for part in inputs):
+    if isinstance(inputs, (tuple, list)) and _are_tensors(inputs):
         return tuple(part.to(device) for part in inputs)
-    if isinstance(inputs, dict) and all(isinstance(part, Tensor) for part in inputs.values()):
+    if isinstance(inputs, dict) and _are_tensors(inputs.values()):
         return {name: part.to(device) for name, part in inputs.items()}
     raise ClientError(
         f"the inputs of a batch are a {type(inputs).__name__}; they must be a tensor, or a tuple "
         "or dict of tensors. Give a transform or a collate_fn that makes tensors."
     )
+
+
+def _are_tensors(parts: Collection[Any]) -> bool:
+    return len(parts) > 0 and all(isinstance(part, Tensor) for part in parts)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,12 +105,12 @@ class GlobalStep:
         passed = self._server_forward(plan, activations, labels)
         loss = float(passed.loss.detach())
         clock.lap("server_forward")
-        cut_gradient = passed.backward().cpu()
+        cut_gradients = passed.backward()
         clock.lap("server_backward")
 
         # A client segment with nothing to train, a frozen feature extractor for example,
         # has no use for the gradient.
-        returns = _backward_requests(requests, cut_gradient) if learner.client_parameters else {}
+        returns = _backward_requests(requests, cut_gradients) if learner.client_parameters else {}
         backwards = self.transport.exchange(returns, timeout_s) if returns else {}
         clock.lap("backward_exchange")
 
@@ -154,19 +154,23 @@ class GlobalStep:
             for key, batch_size in plan.batch_sizes.items()
         }
 
-    def _global_batch(self, replies: Mapping[int, StepReply]) -> tuple[Tensor, Tensor]:
-        """Return activations and labels of all clients, checked, in client order."""
+    def _global_batch(self, replies: Mapping[int, StepReply]) -> tuple[list[Tensor], Tensor]:
+        """Return each client's activations, and all labels, checked, in client order."""
         batches = {reply.id: check_batch(reply) for reply in replies.values()}
         for reply in replies.values():
             check_moments(self.learner.model.client, reply.moments, str(reply.id))
-        joined = []
-        for index, name in enumerate(("activations", "labels")):
-            parts = {step_id: batch[index] for step_id, batch in batches.items()}
-            _check_alike(parts, name)
-            joined.append(torch.cat(list(parts.values())).to(self.device))
-        return joined[0], joined[1]
+        activations = {step_id: batch[0] for step_id, batch in batches.items()}
+        labels = {step_id: batch[1] for step_id, batch in batches.items()}
+        _check_alike(activations, "activations")
+        _check_alike(labels, "labels")
+        return (
+            [part.to(self.device) for part in activations.values()],
+            torch.cat(list(labels.values())).to(self.device),
+        )
 
-    def _server_forward(self, plan: StepPlan, activations: Tensor, labels: Tensor) -> ServerPass:
+    def _server_forward(
+        self, plan: StepPlan, activations: Sequence[Tensor], labels: Tensor
+    ) -> ServerPass:
         def checked_loss(outputs: Tensor, labels: Tensor) -> Tensor:
             check_class_labels(self.loss_fn, outputs, labels, plan.batch_sizes, str(plan))
             return self.loss_fn(outputs, labels)
@@ -185,13 +189,13 @@ class GlobalStep:
         except Exception as error:
             raise PslError(
                 f"{plan}: the server segment or the loss raised {type(error).__name__}: {error}. "
-                f"It got activations {tuple(activations.shape)} and labels {tuple(labels.shape)}; "
-                "check that the model, the cut and the loss fit the data."
+                f"It got activations {tuple(activations[0].shape[1:])} of an example and labels "
+                f"{tuple(labels.shape)}; check that the model, the cut and the loss fit the data."
             ) from error
         if not bool(torch.isfinite(passed.loss)):
             raise PslError(
-                f"{plan}: the loss is {float(passed.loss.detach())}; it must be finite. Training has "
-                "diverged: lower the learning rate or set max_grad_norm."
+                f"{plan}: the loss is {float(passed.loss.detach())}; it must be finite. Training "
+                "has diverged: lower the learning rate or set max_grad_norm."
             )
         return passed
 
@@ -215,13 +219,11 @@ class PhaseClock:
 
 
 def _backward_requests(
-    requests: Mapping[int, StepRequest], cut_gradient: Tensor
+    requests: Mapping[int, StepRequest], cut_gradients: Sequence[Tensor]
 ) -> dict[int, StepRequest]:
-    sizes = [request.id.batch_size for request in requests.values()]
-    parts = torch.split(cut_gradient, sizes)
     return {
-        node: StepRequest(phase=Phase.BACKWARD, id=request.id, gradient=part)
-        for (node, request), part in zip(requests.items(), parts, strict=True)
+        node: StepRequest(phase=Phase.BACKWARD, id=request.id, gradient=gradient.cpu())
+        for (node, request), gradient in zip(requests.items(), cut_gradients, strict=True)
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from flower_psl.errors import ClientError, ConfigError
+from flower_psl.errors import ClientError
 from flower_psl.transport import Transport, wait_for_nodes
 from flower_psl.wire import DescribeReply, TensorSpec, differences, segment_spec
 
@@ -113,20 +113,4 @@ def _check_segment(
         raise ClientError(
             f"node {node}: its client segment is not the server's: {shown}. Build the same model "
             "and cut it at the same place on both sides."
-        )
-
-
-def check_schedule_clients(clients: Mapping[int, int], participants: Participants) -> None:
-    """Refuse a step of a custom sampler that names a client there is not.
-
-    Raises
-    ------
-    ConfigError
-        If a client key is unknown.
-    """
-    unknown = [key for key in clients if key not in participants.nodes]
-    if unknown:
-        raise ConfigError(
-            f"the sampler's schedule names the clients {unknown}; the run has "
-            f"{list(participants.nodes)}. A sampler may use only the keys it is given."
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flower_psl.sampling import Purpose, generator
+from flower_psl.server.class_labels import check_class_labels
 from flower_psl.server.participants import Participants
 from flower_psl.split import LossFn, SplitModel
 from flower_psl.transport import Transport
@@ -48,7 +49,8 @@ def sample_clients(
     A share `fraction`, rounded up, of those that have test data.
     """
     able = [key for key, count in num_test_examples.items() if count > 0]
-    wanted = math.ceil(fraction * len(able))
+    # Rounded first, because 0.07 * 100 is 7.000000000000001.
+    wanted = math.ceil(round(fraction * len(able), 9))
     draws = generator(seed, Purpose.EVALUATION, server_round)
     return sorted(int(key) for key in draws.choice(able, wanted, replace=False)) if wanted else []
 
@@ -148,5 +150,8 @@ class SplitEvaluation:
 
     def _add(self, totals: _Totals, model: SplitModel, reply: StepReply) -> None:
         activations, labels = check_batch(reply)
-        outputs = model.server(activations.to(self.device))
-        totals.add(outputs, labels.to(self.device), self.loss_fn)
+        outputs, labels = model.server(activations.to(self.device)), labels.to(self.device)
+        sizes = {reply.id.client_key: len(labels)}
+        where = f"evaluation after round {reply.id.server_round}"
+        check_class_labels(self.loss_fn, outputs, labels, sizes, where)
+        totals.add(outputs, labels, self.loss_fn)

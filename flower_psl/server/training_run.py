@@ -137,12 +137,18 @@ class TrainingRun:
 
     def _plan(self, participants: Participants, server_round: int) -> BatchSchedule:
         schedule = self._strategy.sampler.schedule(participants.num_examples, server_round)
-        unknown = [key for key in schedule.client_keys if key not in participants.nodes]
-        if unknown or not len(schedule):
+        if not isinstance(schedule, BatchSchedule):
             raise ConfigError(
-                f"the sampler's schedule for round {server_round} has {len(schedule)} steps and "
-                f"names {unknown or 'no'} clients that do not exist; it needs at least one step "
-                f"and may use the keys {list(participants.nodes)} only"
+                f"the sampler's schedule for round {server_round} is a "
+                f"{type(schedule).__name__}; it must be a BatchSchedule, such as "
+                "BatchSchedule.from_steps(steps, num_examples) makes"
+            )
+        unknown = [key for key in schedule.client_keys if key not in participants.nodes]
+        if unknown:
+            raise ConfigError(
+                f"the sampler's schedule for round {server_round} names the clients {unknown}; "
+                f"the run has {list(participants.nodes)}. Use only the keys that the sampler is "
+                "given."
             )
         return schedule
 
@@ -273,15 +279,11 @@ class TrainingRun:
         accuracy, loss = _number(test, "accuracy"), _number(test, "loss")
         train_loss = _number(train, "loss")
         shown = {"train loss": train_loss, "test loss": loss, "test accuracy": accuracy}
-        _LOG.info(
-            "[ROUND %d/%d] %s",
-            server_round,
-            self._num_rounds,
-            ", ".join(
-                [f"{name} {value:.4f}" for name, value in shown.items() if value is not None]
-                + [f"{steps} steps in {seconds:.1f} s"]
-            ),
-        )
+        parts = [f"{name} {value:.4f}" for name, value in shown.items() if value is not None]
+        if server_round:
+            parts.append(f"{steps} steps in {seconds:.1f} s")
+        if parts:
+            _LOG.info("[ROUND %d/%d] %s", server_round, self._num_rounds, ", ".join(parts))
         if self._strategy.recorder is not None:
             self._strategy.recorder.record_round(
                 RoundRecord(

@@ -87,7 +87,8 @@ def merge_moments(parts: Sequence[Mapping[str, Tensor]], name: str) -> tuple[Ten
     var_k = torch.stack([part[f"{name}.var"] for part in parts])  # (K, n, C)
     count_k = torch.stack([part[f"{name}.count"] for part in parts])  # (K, n)
     count = count_k.sum(0)
-    weight = (count_k / count).unsqueeze(-1)  # (K, n, 1)
+    # As doubles, because the quotient of two int64 tensors is a float32.
+    weight = (count_k.double() / count).unsqueeze(-1)  # (K, n, 1)
     mean = (weight * mean_k).sum(0)
     # Written as the spread around the merged mean, which is the same number as
     # sum w (var + mean^2) - mean^2 without its cancellation.
@@ -107,7 +108,13 @@ def update_running_statistics(segment: nn.Module, parts: Sequence[Mapping[str, T
     segment : nn.Module
         The server's copy of the client segment; its buffers change.
     parts : sequence of mappings
-        The moments that each client of the step reported.
+        The moments that each client of the step reported. A layer that a client's forward
+        pass did not reach takes its statistics from the others.
+
+    Raises
+    ------
+    ProtocolError
+        If a layer did not run equally often on the clients that it ran on.
     """
     reported = set().union(*parts)
     for name, layer in batch_norm_layers(segment).items():
@@ -116,7 +123,15 @@ def update_running_statistics(segment: nn.Module, parts: Sequence[Mapping[str, T
         running_mean, running_var = layer.running_mean, layer.running_var
         if running_mean is None or running_var is None or layer.num_batches_tracked is None:
             continue  # unreachable for batch_norm_layers; tells the type checker so
-        mean, var, count = merge_moments(parts, name)
+        reports = [part for part in parts if f"{name}.mean" in part]
+        calls = sorted({len(part[f"{name}.count"]) for part in reports})
+        if len(calls) > 1:
+            raise ProtocolError(
+                f"BatchNorm {name!r} ran {calls} times in the forward passes of one step; it "
+                "must run equally often on every client. Put it behind the cut, or replace it "
+                "by to_group_norm(model)."
+            )
+        mean, var, count = merge_moments(reports, name)
         for call in range(len(count)):
             layer.num_batches_tracked += 1
             momentum = (
@@ -161,6 +176,8 @@ def check_moments(segment: nn.Module, moments: Mapping[str, Tensor], where: str)
             mean is None
             or var is None
             or count is None
+            or (mean.dtype, var.dtype, count.dtype) != (torch.float64, torch.float64, torch.int64)
+            or count.dim() != 1
             or mean.shape != (len(count), layer.num_features)
             or var.shape != mean.shape
             or bool((count < 1).any())
@@ -168,8 +185,12 @@ def check_moments(segment: nn.Module, moments: Mapping[str, Tensor], where: str)
             or bool((var < 0).any())
         ):
             raise ProtocolError(
-                f"{where}: the moments of BatchNorm {name!r} must be mean and var of shape "
-                f"(calls, {layer.num_features}), finite, var >= 0, and count >= 1; got "
-                f"{ {part: moments.get(f'{name}.{part}') for part in ('mean', 'var', 'count')} }. "
-                "Leave this client out, or look at its inputs."
+                f"{where}: the moments of BatchNorm {name!r} have (mean, var, count) = "
+                f"{tuple(map(_kind, present))}; they must be float64 of shape "
+                f"(calls, {layer.num_features}), finite, with var >= 0, and int64 of shape "
+                "(calls,), 1 or more. Look at this client's inputs, or leave it out."
             )
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"

@@ -17,7 +17,6 @@ from flower_psl.split.randomness import seeded
 from flower_psl.split.report import Finding, FindingKind, SplitReport
 from flower_psl.split.server_pass import LossFn, check_loss_fn
 from flower_psl.split.split_model import SplitModel
-from flower_psl.split.trace import ancestors
 
 __all__ = ["Finding", "FindingKind", "SplitReport", "check_split"]
 
@@ -166,26 +165,30 @@ def _hold(
     reference: nn.Module, split: SplitModel, inputs: Inputs, findings: Iterable[Finding]
 ) -> tuple[str, ...]:
     """Put what cannot agree into evaluation mode on both sides, and name it."""
-    segments = {"client": split.client, "server": split.server}
-    held: dict[str, None] = {}
-    for finding in findings:
-        if finding.module:  # a segment itself stays in training mode
-            segments[finding.segment].get_submodule(finding.module).eval()
-            held[finding.module] = None
-    # By name where names are keys; random layers have none, and hand-written segments may
-    # call them differently.
-    local = {
-        finding.module
-        for finding in findings
-        if finding.kind in (FindingKind.BATCH_NORM, FindingKind.BUFFER)
-    }
-    opened = ancestors(split.at)
     twin = copy.deepcopy(reference)
-    quiet = local.union(random_modules(twin, lambda: _call(twin, inputs), opened))
-    for name, module in reference.named_modules():
-        if name in quiet.difference(opened):
-            module.eval()
-    return tuple(held)
+    random = random_modules(twin, lambda: _call(twin, inputs))
+    trees = {"client": split.client, "server": split.server, "reference": reference}
+    names: dict[str, list[str]] = {"client": [], "server": [], "reference": random}
+    for finding in findings:
+        if finding.kind is not FindingKind.FROZEN:
+            names[finding.segment].append(finding.module)
+        if finding.kind in (FindingKind.BATCH_NORM, FindingKind.BUFFER):
+            names["reference"].append(finding.module)
+    # A forward that draws by itself has no layer to hold; then the whole model is held.
+    if any("" in held for held in names.values()):
+        names = {tree: [""] for tree in names}
+    for tree, held in names.items():
+        modules = dict(trees[tree].named_modules())
+        for name in held:
+            if name in modules:
+                _pin(modules[name])
+    return tuple(dict.fromkeys([*names["client"], *names["server"]]))
+
+
+def _pin(module: nn.Module) -> None:
+    """Keep a module in evaluation mode, also when what contains it is put into training."""
+    module.eval()
+    module.train = lambda mode=True: module  # type: ignore[method-assign]
 
 
 def _split_step(
@@ -194,24 +197,24 @@ def _split_step(
     """Leave the gradients of one step in the segments, and return the loss."""
     weights = segment_tensors(split.client)
     parts = [
-        slice(int(rows[0]), int(rows[-1]) + 1)
-        for rows in torch.arange(len(labels)).tensor_split(num_clients)
+        slice(int(part[0]), int(part[-1]) + 1)
+        for part in torch.arange(len(labels)).tensor_split(num_clients)
     ]
     passes = [
         client_pass.forward(split.client, weights, _take(inputs, part), training=True, seed=_SEED)
         for part in parts
     ]
-    activations = torch.cat([client.activations for client in passes])
-    if len(activations) != len(labels):
+    activations = [client.activations for client in passes]
+    rows = sum(len(part) for part in activations)
+    if rows != len(labels):
         raise CutError(
-            f"the activations of {len(labels)} examples have {len(activations)} rows; the first "
+            f"the activations of {len(labels)} examples have {rows} rows; the first "
             "dimension of what crosses the cut is the example. Cut where it is."
         )
     server = server_pass.forward(split.server, activations, labels, loss_fn, seed=_SEED)
-    cut_gradient = server.backward()
     parameters = dict(split.client.named_parameters())
-    for part, client in zip(parts, passes, strict=True):
-        for name, gradient in client.backward(cut_gradient[part]).items():
+    for client, cut_gradient in zip(passes, server.backward(), strict=True):
+        for name, gradient in client.backward(cut_gradient).items():
             total = parameters[name].grad
             parameters[name].grad = gradient if total is None else total + gradient
     return server.loss.detach()
@@ -243,6 +246,7 @@ def _difference(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> 
 
 
 def _call(module: nn.Module, inputs: Inputs) -> Tensor:
+    inputs = _take(inputs, slice(None))
     match inputs:
         case tuple():
             output = module(*inputs)
@@ -254,7 +258,8 @@ def _call(module: nn.Module, inputs: Inputs) -> Tensor:
 
 
 def _take(inputs: Inputs, part: slice) -> Inputs:
-    return _map(lambda tensor: tensor[part], inputs)
+    # A copy: a first layer may work in place, and every run starts from the same inputs.
+    return _map(lambda tensor: tensor[part].clone(), inputs)
 
 
 def _map(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:

@@ -1,6 +1,7 @@
 """A device's part of a step: forward to the cut, and backward from it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +100,8 @@ def forward(
         If the segment returns anything but one tensor, or changes a buffer that is not
         BatchNorm's.
     """
+    # Always, and not only if the segment's own flag differs: `cut` shares the layers with
+    # the model it was given, whose owner may have put them into another mode.
     segment.train(training)
     parameters = {
         name: weights[name].detach().requires_grad_(training and parameter.requires_grad)
@@ -118,6 +121,7 @@ def forward(
     with (
         torch.set_grad_enabled(training),
         record_moments(segment) as moments,
+        _constant_buffers(segment, buffers),
         seeded(seed, first.device),
     ):
         output = functional_call(segment, {**parameters, **buffers}, args, kwargs)
@@ -126,8 +130,6 @@ def forward(
             f"the client segment returned a {type(output).__name__}; the activations are "
             "one tensor. Cut where a single tensor crosses."
         )
-    if training:
-        _refuse_changed_buffers(segment, buffers)
     return ClientPass(
         activations=output.detach().contiguous(),
         moments=moments,
@@ -136,16 +138,39 @@ def forward(
     )
 
 
-def _refuse_changed_buffers(segment: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    changed = {name for name, buffer in buffers.items() if buffer._version > 0}
-    for layer in batch_norm_layers(segment):
-        prefix = f"{layer}." if layer else ""
-        changed -= {
-            prefix + part for part in ("running_mean", "running_var", "num_batches_tracked")
-        }
+@contextmanager
+def _constant_buffers(segment: nn.Module, buffers: Mapping[str, Tensor]) -> Iterator[None]:
+    """Refuse a pass that writes into, or replaces, a buffer other than BatchNorm's."""
+    constant = set(buffers) - {
+        f"{layer}.{part}" if layer else part
+        for layer in batch_norm_layers(segment)
+        for part in ("running_mean", "running_var", "num_batches_tracked")
+    }
+    if not constant:
+        yield
+        return
+    before = {name: (buffers[name], buffers[name]._version) for name in constant}
+    changed: list[str] = []
+
+    # A hook sees the buffers while they are still in their places: a layer that assigns a
+    # new tensor would leave no trace afterwards.
+    def look(*_: object) -> None:
+        for name, buffer in segment.named_buffers():
+            if name in constant and not _is_same(buffer, *before[name]):
+                changed.append(name)
+
+    hook = segment.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
     if changed:
         raise CutError(
-            f"a forward pass of the client segment changes its buffers {sorted(changed)}; only "
+            f"a forward pass of the client segment changes its buffers {changed}; only "
             "BatchNorm's running statistics can be merged over clients. Put that layer behind "
             "the cut, or keep the buffer constant in training."
         )
+
+
+def _is_same(buffer: Tensor, given: Tensor, version: int) -> bool:
+    return buffer is given and buffer._version == version

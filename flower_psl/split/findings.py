@@ -1,7 +1,7 @@
 """Find the layers whose training differs between clients and a central server."""
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -74,9 +74,7 @@ def find(split: SplitModel, run_client: Callable[[nn.Module], Tensor]) -> tuple[
     )
 
 
-def random_modules(
-    model: nn.Module, run: Callable[[], object], opened: Collection[str] = ("",)
-) -> list[str]:
+def random_modules(model: nn.Module, run: Callable[[], object]) -> list[str]:
     """Return the innermost modules that draw from torch's CPU generator in training.
 
     What a layer does is observed, not guessed from its class: a Dropout with ``p=0`` is
@@ -85,20 +83,17 @@ def random_modules(
     Parameters
     ----------
     model : nn.Module
-        A model on the CPU. Afterwards the modules found are in evaluation mode.
+        A model on the CPU. Afterwards the modules found in it are in evaluation mode.
     run : callable
         Calls the model once.
-    opened : collection of str
-        Modules whose mode is left alone.
     """
     found: list[str] = []
     # A module that draws itself, and around one that draws, shows only when the inner one
     # is quiet. Each turn quiets at least one module, so this ends.
     while new := [name for name in _draws(model, run) if name not in found]:
         found += new
-        for name in new:
-            if name not in opened:
-                model.get_submodule(name).eval()
+        for name in filter(None, new):
+            model.get_submodule(name).eval()
     return found
 
 

@@ -47,26 +47,28 @@ def to_group_norm(model: nn.Module, num_groups: int = 32) -> nn.Module:
         raise ConfigError(
             f"num_groups={num_groups}; a layer has at least one group. Take 32, as in the paper."
         )
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.num_features < 1:
+            raise ConfigError(
+                f"{name or 'the model'} ({type(module).__name__}) does not know its number of "
+                "channels yet; a lazy layer learns it from its first input. Run the model once, "
+                "then convert it."
+            )
     twin = copy.deepcopy(model)
     if isinstance(twin, _BatchNorm):
-        return _group_norm(twin, "model", num_groups)
+        return _group_norm(twin, num_groups)
     made: dict[nn.Module, nn.GroupNorm] = {}  # a layer with two names stays one layer
-    for path, parent in list(twin.named_modules()):
+    for parent in list(twin.modules()):
         for name, child in parent._modules.items():
             if isinstance(child, _BatchNorm):
                 if child not in made:
-                    made[child] = _group_norm(child, f"{path}.{name}".lstrip("."), num_groups)
+                    made[child] = _group_norm(child, num_groups)
                 setattr(parent, name, made[child])
     return twin
 
 
-def _group_norm(layer: _BatchNorm, name: str, num_groups: int) -> nn.GroupNorm:
+def _group_norm(layer: _BatchNorm, num_groups: int) -> nn.GroupNorm:
     channels = layer.num_features
-    if channels < 1:
-        raise ConfigError(
-            f"{name} ({type(layer).__name__}) does not know its number of channels yet; a lazy "
-            "layer learns it from its first input. Run the model once, then convert it."
-        )
     groups = next(n for n in range(min(num_groups, channels), 0, -1) if channels % n == 0)
     norm = nn.GroupNorm(groups, channels, eps=layer.eps, affine=layer.affine)
     if layer.affine:

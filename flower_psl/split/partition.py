@@ -54,7 +54,8 @@ def partition(graph: Graph, model: nn.Module, at: str) -> Partition:
     crossing = _only_call(graph, model, at)
     _refuse_tuple(crossing, model, at)
     behind = _closure([crossing], lambda node: node.users) - {crossing}
-    front = _closure([crossing], lambda node: node.all_input_nodes)
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    front = _closure([crossing, *inputs], lambda node: node.all_input_nodes)
     output = graph.output_node()
     needed = _closure([output, *behind], lambda node: node.all_input_nodes)
     # What nobody needs is there for its effect: an assertion on the inputs, an in-place
@@ -62,7 +63,6 @@ def partition(graph: Graph, model: nn.Module, at: str) -> Partition:
     for node in graph.nodes:
         if node not in needed and front & set(node.all_input_nodes):
             front |= _closure([node], lambda node: node.all_input_nodes)
-    front |= {node for node in graph.nodes if node.op == "placeholder"}
     # Reading a parameter is no computation: each side does that for itself.
     reads = {node for node in graph.nodes if node.op == "get_attr"}
     server = {node for node in graph.nodes if node.op != "output"} - front - reads
@@ -138,6 +138,8 @@ def _describe(node: Node) -> str:
             return f"the output of {node.target!r}"
         case "placeholder":
             return f"the input {node.target!r}"
+        case "get_attr":
+            return str(node.target)
     name = node.target if isinstance(node.target, str) else node.target.__name__
     sources = ", ".join(_describe(source) for source in node.all_input_nodes)
     return f"{name}({sources})"

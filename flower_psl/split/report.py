@@ -60,7 +60,8 @@ class SplitReport:
         Numbers of scalars in the segments.
     held_in_evaluation : tuple of str
         Modules that were in evaluation mode for the comparison, because in training mode
-        what they do depends on which examples they see together, or on chance.
+        what they do depends on which examples they see together, or on chance. ``""`` is
+        the whole model.
     findings : tuple of Finding
         What will differ in training. They do not make the check fail.
     """
@@ -99,7 +100,8 @@ class SplitReport:
             "per example, as much again for their gradient",
         ]
         if self.held_in_evaluation:
-            lines.append(f"compared in evaluation mode: {_listed(self.held_in_evaluation)}")
+            held = [name or "the whole model" for name in self.held_in_evaluation]
+            lines.append(f"compared in evaluation mode: {_listed(held)}")
         modules: dict[tuple[str, str], list[str]] = {}
         for finding in self.findings:
             where = finding.module or f"the {finding.segment} segment"

@@ -1,6 +1,6 @@
 """The server's part of a step: from the activations to the loss, and back to the cut."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,15 +26,15 @@ class ServerPass:
 
     outputs: Tensor
     loss: Tensor
-    _activations: Tensor
+    _activations: Sequence[Tensor]
 
-    def backward(self) -> Tensor:
+    def backward(self) -> list[Tensor]:
         """Add the server segment's gradients to its ``.grad`` and return the cut's.
 
         Returns
         -------
-        Tensor
-            Gradient of the loss by the activations, of their shape, contiguous.
+        list of Tensor
+            Gradient of the loss by each client's activations, of their shape, contiguous.
 
         Raises
         ------
@@ -48,13 +48,15 @@ class ServerPass:
             )
         # `inputs` is not restricted: the parameters' gradients are wanted as well.
         self.loss.backward()  # type: ignore[no-untyped-call]
-        gradient = self._activations.grad
-        if gradient is None:
-            raise PslError(
-                "the loss does not depend on the activations; the server segment must use "
-                "its input"
-            )
-        return gradient.contiguous()
+        gradients = []
+        for part in self._activations:
+            if part.grad is None:
+                raise PslError(
+                    "the loss does not depend on the activations; the server segment must use "
+                    "its input"
+                )
+            gradients.append(part.grad.contiguous())
+        return gradients
 
 
 def check_loss_fn(loss_fn: LossFn) -> None:
@@ -81,7 +83,7 @@ def check_loss_fn(loss_fn: LossFn) -> None:
 
 def forward(
     segment: nn.Module,
-    activations: Tensor,
+    activations: Sequence[Tensor],
     labels: Tensor,
     loss_fn: LossFn,
     *,
@@ -93,8 +95,8 @@ def forward(
     ----------
     segment : nn.Module
         The server segment. Its buffers change as in centralized training.
-    activations : Tensor
-        ``(n, ...)``: the clients' activations, in client order.
+    activations : sequence of Tensor
+        ``(b_k, ...)``: the clients' activations, in client order.
     labels : Tensor
         ``(n, ...)``.
     loss_fn : callable
@@ -108,9 +110,10 @@ def forward(
         If the loss is not a scalar tensor.
     """
     segment.train()
-    activations = activations.detach().requires_grad_()
-    with torch.enable_grad(), seeded(seed, activations.device):
-        outputs = segment(activations)
+    parts = [part.detach().requires_grad_() for part in activations]
+    with torch.enable_grad(), seeded(seed, parts[0].device):
+        # The segment gets no leaf of the graph, since its first layer may work in place.
+        outputs = segment(torch.cat(parts))
         loss = loss_fn(outputs, labels)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shown = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -118,4 +121,4 @@ def forward(
             f"loss_fn returned {shown}; the loss is one scalar over the global batch. Use a "
             "reduction such as 'mean'."
         )
-    return ServerPass(outputs=outputs.detach(), loss=loss, _activations=activations)
+    return ServerPass(outputs=outputs.detach(), loss=loss, _activations=parts)

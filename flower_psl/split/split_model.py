@@ -47,7 +47,7 @@ class SplitModel:
     Examples
     --------
     >>> client = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 8, 3), relu=nn.ReLU()))
-    >>> server = nn.Sequential(OrderedDict(flatten=nn.Flatten(), head=nn.LazyLinear(10)))
+    >>> server = nn.Sequential(OrderedDict(flatten=nn.Flatten(), head=nn.Linear(7200, 10)))
     >>> split = SplitModel(client, server)
     """
 

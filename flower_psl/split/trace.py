@@ -48,7 +48,7 @@ def trace(model: nn.Module, at: str, *, training: bool) -> Graph:
     Parameters
     ----------
     model : nn.Module
-        The whole model. Its modes are put back.
+        The whole model. Its modes, and attributes that a forward sets, are put back.
     at : str
         Name of a module in it.
     training : bool
@@ -66,7 +66,7 @@ def trace(model: nn.Module, at: str, *, training: bool) -> Graph:
         draw or a tensor that is made anew in every call.
     """
     opened = [model.get_submodule(path) for path in ancestors(at)]
-    modes = [module.training for module in opened]
+    attributes = [dict(vars(module)) for module in opened]
     # fx patches nn.Module in the whole process while it traces. `seeded` holds the lock
     # under which segments run, so none of them runs into the patch.
     with seeded(0):
@@ -75,8 +75,9 @@ def trace(model: nn.Module, at: str, *, training: bool) -> Graph:
                 module.training = training
             return _CutTracer(at).traced(model)
         finally:
-            for module, mode in zip(opened, modes, strict=True):
-                module.training = mode
+            for module, before in zip(opened, attributes, strict=True):
+                vars(module).clear()
+                vars(module).update(before)
 
 
 class _CutTracer(Tracer):

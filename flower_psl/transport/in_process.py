@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from flower_psl.errors import ClientError, ConfigError, PslError
+from flower_psl.errors import ClientError, ConfigError, ProtocolError
 from flower_psl.transport.transport import Device
 from flower_psl.wire import DescribeReply, StepReply, StepRequest, check_belongs
 
@@ -52,8 +52,8 @@ class InProcessTransport:
     def _call(self, node: int, request: StepRequest) -> StepReply:
         try:
             reply = self._clients[node].handle(request)
-        except PslError:
-            raise
+        except ProtocolError:
+            raise  # names the step already
         except Exception as error:
             raise ClientError(
                 f"{request.id}: the client raised {type(error).__name__}: {error}"

@@ -125,7 +125,9 @@ def decode_reply(content: RecordDict) -> StepReply:
     tensors = decode_tensors(_record(content, "tensors", ArrayRecord))
     compute_s = config.get("compute-s")
     if not isinstance(compute_s, float) or not 0 <= compute_s < math.inf:
-        raise ProtocolError(f"compute-s is {compute_s!r}; it must be seconds, finite and 0.0 or more")
+        raise ProtocolError(
+            f"compute-s is {compute_s!r}; it must be seconds, finite and 0.0 or more"
+        )
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
     batch: dict[str, Tensor] = {}
     for full_name, tensor in tensors.items():

@@ -1,0 +1,128 @@
+"""The app through the real `flwr run`: same bits, and failures that end a run at once."""
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, RecordDict
+from safetensors.torch import load_file
+from torch import Tensor
+
+from apps.image_classification.client_app import client_fn
+from apps.image_classification.config import AppConfig
+from apps.image_classification.data import load_images
+from apps.image_classification.models import initial_model
+from apps.image_classification.server_app import build_strategy
+from flower_psl import run_in_process
+from simulations.flower_simulation import FlowerSimulation
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+NUM_CLIENTS = 5
+TIMEOUT_S = 240.0
+RunConfig = dict[str, bool | int | float | str]
+
+# Client segments with BatchNorm, and with stochastic depth: merged statistics and random
+# draws must not depend on the process that computed them either.
+SHORT: RunConfig = {
+    "num-server-rounds": 2,
+    "steps-per-round": 3,
+    "min-available-nodes": NUM_CLIENTS,
+    "fraction-evaluate": 0.5,
+    "seed": 3,
+}
+MODELS: dict[str, RunConfig] = {
+    "small-cnn": {},
+    "resnet18-cifar": {"model": "resnet18-cifar", "cut": "layer1", "batch-size": 16},
+    "efficientnet_b0": {
+        "model": "efficientnet_b0",
+        "cut": "features.3",
+        "image-mode": "RGB",
+        "image-size": 32,
+        "batch-size": 16,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def simulation() -> Iterator[FlowerSimulation]:
+    with FlowerSimulation(ROOT) as running:
+        yield running
+
+
+def run(
+    simulation: FlowerSimulation, config: Mapping[str, bool | int | float | str], actors: int = 2
+) -> tuple[str, str]:
+    return simulation.run(
+        config, num_supernodes=NUM_CLIENTS, num_actors=actors, timeout_s=TIMEOUT_S, quiet=True
+    )
+
+
+def in_process(config: RunConfig) -> dict[str, Tensor]:
+    defaults = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    run_config = defaults["config"] | config
+    parsed = AppConfig.from_run_config(run_config)
+    clients = {
+        key: client_fn(
+            Context(
+                run_id=1,
+                node_id=1000 - key,
+                node_config={"partition-id": key, "num-partitions": NUM_CLIENTS},
+                state=RecordDict(),
+                run_config=run_config,
+            )
+        )
+        for key in range(NUM_CLIENTS)
+    }
+    model = initial_model(parsed.model, load_images(parsed.data).spec, parsed.seed)
+    result = run_in_process(
+        build_strategy(parsed, model),
+        clients,
+        ArrayRecord(model.state_dict()),
+        num_rounds=parsed.num_server_rounds,
+    )
+    return dict(result.arrays.to_torch_state_dict())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_same_bits_in_process_and_with_one_and_two_actors(
+    model: str, simulation: FlowerSimulation, tmp_path: Path
+) -> None:
+    config = SHORT | MODELS[model]
+    expected = in_process(config)
+    for actors in (1, 2):
+        out = tmp_path / str(actors)
+        status, log = run(simulation, config | {"out": str(out)}, actors)
+        assert status == "finished:completed", log
+        weights = load_file(out / "model.safetensors")
+        assert set(weights) == set(expected)
+        different = [name for name in expected if not torch.equal(weights[name], expected[name])]
+        assert different == [], f"{actors} actors"
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["transport"] == "messages"
+        assert summary["num_clients"] == NUM_CLIENTS
+        assert summary["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"cut": "blok1"}, ["blok1", "block1"]),
+        ({"batch-size": 100_000}, ["100000", "1437"]),
+        ({"partitioner": "pathological", "num-classes-per-partition": 11}, ["11"]),
+        ({"min-available-nodes": NUM_CLIENTS + 1, "node-timeout-s": 2.0}, ["min_available_nodes"]),
+    ],
+    ids=["unknown cut", "batch too large", "a client raises", "nodes that never come"],
+)
+def test_a_failing_run_says_why_and_leaves_no_summary(
+    config: RunConfig, expected: list[str], simulation: FlowerSimulation, tmp_path: Path
+) -> None:
+    status, log = run(simulation, config | {"out": str(tmp_path)})
+    assert status.startswith("finished:failed"), log
+    for words in expected:
+        assert words in log
+    assert not (tmp_path / "summary.json").exists()

@@ -1,0 +1,315 @@
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD
+
+from flower_psl import (
+    ClientError,
+    ConfigError,
+    ProtocolError,
+    PslError,
+    SplitClient,
+    SplitModel,
+    cut,
+)
+from flower_psl.sampling import Purpose, generator
+from flower_psl.server.global_step import GlobalStep, PhaseClock, StepPlan
+from flower_psl.server.learner import Learner
+from flower_psl.split import LossFn
+from flower_psl.transport import Device, InProcessTransport
+from flower_psl.wire import DescribeReply, Phase, StepReply, StepRequest
+
+PLAN = StepPlan(server_round=2, step=3, batch_sizes={2: 3, 5: 1, 9: 4}, starts={2: 0, 5: 2, 9: 6})
+Lie = Callable[[StepReply], StepReply]
+
+
+@dataclass
+class Liar:
+    """Passes on what an honest client says, but for one phase."""
+
+    honest: Device
+    phase: Phase
+    lie: Lie
+
+    def describe(self) -> DescribeReply:
+        return self.honest.describe()
+
+    def handle(self, request: StepRequest) -> StepReply:
+        reply = self.honest.handle(request)
+        return self.lie(reply) if request.phase is self.phase else reply
+
+
+def stepper(
+    split: SplitModel, clients: Mapping[int, Device], loss_fn: LossFn = cross_entropy
+) -> GlobalStep:
+    def optimizer_fn(parameters: Iterable[nn.Parameter]) -> SGD:
+        return SGD(parameters, lr=0.1)
+
+    return GlobalStep(
+        transport=InProcessTransport(clients),
+        nodes={key: key for key in clients},
+        learner=Learner(split, optimizer_fn, None, total_steps=1, max_grad_norm=None),
+        loss_fn=loss_fn,
+        seed=11,
+        device=torch.device("cpu"),
+    )
+
+
+def lie(
+    clients: Mapping[int, Device], key: int, phase: Phase, change: Callable[[StepReply], Any]
+) -> dict[int, Device]:
+    return {**clients, key: Liar(clients[key], phase, change)}
+
+
+def shaped(reply: StepReply, name: str, change: Callable[[Tensor], Tensor]) -> StepReply:
+    tensor = getattr(reply, name)
+    fields: dict[str, Any] = {name: change(tensor)}
+    return replace(reply, **fields)
+
+
+def global_batch(train_sets: Mapping[int, Any]) -> tuple[Tensor, Tensor]:
+    """Return the examples of the plan, from each client's permutation."""
+    inputs, labels = [], []
+    for key, size in PLAN.batch_sizes.items():
+        data = train_sets[key]
+        order = generator(11, Purpose.PERMUTATION, PLAN.server_round, key).permutation(len(data))
+        rows = order[PLAN.starts[key] : PLAN.starts[key] + size]
+        inputs.append(data.tensors[0][rows])
+        labels.append(data.tensors[1][rows])
+    return torch.cat(inputs), torch.cat(labels)
+
+
+def test_steps_are_those_of_centralized_training(
+    split: SplitModel, clients: dict[int, SplitClient], train_sets: dict[int, Any]
+) -> None:
+    reference = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    reference.load_state_dict(split.state_dict())
+    optimizer = SGD(reference.parameters(), lr=0.1)
+    ours = stepper(split, clients)
+    inputs, labels = global_batch(train_sets)
+    for _ in range(2):
+        record = ours.run(PLAN, timeout_s=1)
+        loss = cross_entropy(reference(inputs), labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        assert record.loss == pytest.approx(float(loss.detach()), rel=1e-12)
+    for name, tensor in split.state_dict().items():
+        torch.testing.assert_close(tensor, reference.state_dict()[name], rtol=1e-12, atol=1e-14)
+
+
+def test_random_layers_of_the_server_draw_anew_in_every_step(
+    model: nn.Sequential, clients: dict[int, SplitClient]
+) -> None:
+    model.insert(2, nn.Dropout(0.5))
+    split = cut(model, at="1")
+
+    def loss(step: int) -> float:
+        plan = replace(PLAN, step=step)
+        return stepper(copy.deepcopy(split), clients).run(plan, timeout_s=1).loss
+
+    assert loss(3) == loss(3)
+    assert loss(3) != loss(4)
+
+
+def test_the_record_counts_what_happened(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    record = stepper(split, clients).run(PLAN, timeout_s=1)
+    assert (record.server_round, record.step) == (2, 3)
+    assert (record.effective_batch_size, record.clients) == (8, PLAN.batch_sizes)
+    weights = 8 * (6 * 8 + 8)  # of one client, float64
+    activations, labels = 8 * 8 * 8, 8 * 8
+    assert record.bytes_down == 3 * weights + activations
+    assert record.bytes_up == activations + labels + 3 * weights
+    assert set(record.seconds) == {
+        "forward_exchange",
+        "server_forward",
+        "server_backward",
+        "backward_exchange",
+        "update",
+        "total",
+        "slowest_client_forward",
+        "slowest_client_backward",
+    }
+    laps = [seconds for name, seconds in record.seconds.items() if "_client_" not in name]
+    assert 2 * record.seconds["total"] == pytest.approx(sum(laps))
+
+
+def test_a_frozen_client_segment_gets_no_gradient(
+    model: nn.Sequential, clients: dict[int, SplitClient]
+) -> None:
+    model[0].requires_grad_(False)
+    split = cut(model, at="1")
+    asked: list[Phase] = []
+
+    def keep(request: StepRequest) -> StepReply:
+        asked.append(request.phase)
+        return clients[2].handle(request)
+
+    frozen: dict[int, Device] = {**clients, 2: _Handler(keep)}
+    record = stepper(split, frozen).run(PLAN, timeout_s=1)
+    assert asked == [Phase.FORWARD]
+    assert record.seconds["slowest_client_backward"] == 0.0
+    assert record.bytes_down == 3 * 8 * 56
+
+
+@dataclass
+class _Handler:
+    handle: Callable[[StepRequest], StepReply]
+
+    def describe(self) -> DescribeReply:
+        raise NotImplementedError
+
+
+def grow(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor[:1]])
+
+
+def poison(tensor: Tensor) -> Tensor:
+    return torch.full_like(tensor, torch.nan)
+
+
+WHERE = "client 9, round 2, step 3: "
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "text"),
+    [
+        ("activations", grow, "5 activations for a batch of 4"),
+        ("labels", grow, "5 labels for a batch of 4"),
+        ("activations", poison, "the activations have NaN or infinite values"),
+        (
+            "activations",
+            lambda x: x[:, :7],
+            r"its activations are .* \(7,\) an example, .* \(8,\)",
+        ),
+        ("activations", lambda x: x.float(), "its activations are torch.float32 .*torch.float64"),
+        ("labels", lambda y: y.int(), r"its labels are torch.int32 \(\) an example"),
+        ("labels", lambda y: y[:, None], r"its labels are torch.int64 \(1,\) an example"),
+        ("labels", lambda y: y + 3, r"label \d; the model has 3 outputs, so .* 0 to 2"),
+    ],
+)
+def test_a_batch_that_does_not_fit_names_its_client(
+    split: SplitModel,
+    clients: dict[int, SplitClient],
+    name: str,
+    change: Callable[[Tensor], Tensor],
+    text: str,
+) -> None:
+    before = copy.deepcopy(split.state_dict())
+    lying = lie(clients, 9, Phase.FORWARD, lambda reply: shaped(reply, name, change))
+    with pytest.raises(ProtocolError, match=WHERE + text):
+        stepper(split, lying).run(PLAN, timeout_s=1)
+    for key, tensor in split.state_dict().items():
+        assert torch.equal(tensor, before[key])
+
+
+@pytest.mark.parametrize("key", [2, 5, 9])
+def test_the_odd_one_out_is_named_wherever_it_is(
+    split: SplitModel, clients: dict[int, SplitClient], key: int
+) -> None:
+    lying = lie(clients, key, Phase.FORWARD, lambda r: shaped(r, "labels", torch.Tensor.short))
+    with pytest.raises(ProtocolError, match=f"client {key}, round 2, step 3: its labels are"):
+        stepper(split, lying).run(PLAN, timeout_s=1)
+
+
+@pytest.mark.parametrize(
+    ("gradients", "text"),
+    [
+        (lambda g: g | {"head.weight": g["0.bias"]}, "a gradient for 'head.weight'"),
+        (lambda g: g | {"0.bias": g["0.bias"][:7]}, r"'0.bias' is torch.float64 \(7,\), the par"),
+        (lambda g: g | {"0.bias": g["0.bias"].float()}, "'0.bias' is torch.float32"),
+        (lambda g: g | {"0.bias": poison(g["0.bias"])}, "'0.bias' has NaN or infinite"),
+    ],
+)
+def test_gradients_that_do_not_fit_name_their_client(
+    split: SplitModel,
+    clients: dict[int, SplitClient],
+    gradients: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    text: str,
+) -> None:
+    lying = lie(
+        clients,
+        9,
+        Phase.BACKWARD,
+        lambda reply: replace(reply, gradients=gradients(dict(reply.gradients))),
+    )
+    with pytest.raises(ProtocolError, match=WHERE + ".*" + text):
+        stepper(split, lying).run(PLAN, timeout_s=1)
+
+
+def test_moments_that_do_not_fit_name_their_client(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    lying = lie(
+        clients,
+        9,
+        Phase.FORWARD,
+        lambda reply: replace(reply, moments={"bn.mean": torch.zeros(1, 8)}),
+    )
+    with pytest.raises(ProtocolError, match=WHERE + r"BatchNorm moments for \['bn.mean'\]"):
+        stepper(split, lying).run(PLAN, timeout_s=1)
+
+
+def test_a_reply_to_another_step_is_refused(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    lying = lie(
+        clients, 9, Phase.BACKWARD, lambda reply: replace(reply, id=reply.id._replace(step=2))
+    )
+    with pytest.raises(ProtocolError, match=WHERE + "asked for backward"):
+        stepper(split, lying).run(PLAN, timeout_s=1)
+
+
+def test_a_client_that_raises_is_named(split: SplitModel, clients: dict[int, SplitClient]) -> None:
+    def crash(request: StepRequest) -> StepReply:
+        raise MemoryError("out of memory")
+
+    with pytest.raises(ClientError, match=WHERE + "the client raised MemoryError: out of memory"):
+        stepper(split, {**clients, 9: _Handler(crash)}).run(PLAN, timeout_s=1)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_loss_that_is_not_finite_ends_the_run(
+    split: SplitModel, clients: dict[int, SplitClient], value: float
+) -> None:
+    def diverged(outputs: Tensor, labels: Tensor) -> Tensor:
+        return outputs.sum() * value
+
+    with pytest.raises(
+        PslError, match=r"round 2, step 3: the loss is .*; it must be finite.*lower"
+    ):
+        stepper(split, clients, diverged).run(PLAN, timeout_s=1)
+
+
+def test_a_loss_that_does_not_fit_says_what_it_got(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    with pytest.raises(
+        PslError,
+        match=r"round 2, step 3: .* ValueError: .* activations \(8,\) .* and labels \(8,\); check",
+    ):
+        stepper(split, clients, nn.BCEWithLogitsLoss()).run(PLAN, timeout_s=1)
+
+
+def test_a_loss_that_is_no_scalar_is_refused(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    with pytest.raises(ConfigError, match=r"loss_fn returned \(8,\); the loss is one scalar"):
+        stepper(split, clients, nn.CrossEntropyLoss(reduction="none")).run(PLAN, timeout_s=1)
+
+
+def test_laps_add_up() -> None:
+    clock = PhaseClock()
+    for phase in ("one", "two"):
+        clock.lap(phase)
+    seconds = clock.seconds()
+    assert list(seconds) == ["one", "two", "total"]
+    assert seconds["total"] == pytest.approx(seconds["one"] + seconds["two"])

@@ -1,0 +1,271 @@
+import copy
+import inspect
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import Strategy
+from torch import nn
+
+from flower_psl import (
+    ConfigError,
+    GlobalSampler,
+    ParallelSplitLearning,
+    PslError,
+    SplitClient,
+    SplitModel,
+    WaitError,
+    cut,
+    run_in_process,
+)
+from flower_psl.wire import DescribeReply, StepRequest, records
+
+if TYPE_CHECKING:
+    from tests.conftest import Answer, FakeGrid, FakeTime
+
+Make = Callable[..., ParallelSplitLearning]
+
+
+def node(client: SplitClient, client_key: int) -> "Answer":
+    """Answer Flower's messages with a client."""
+
+    def answer(message: Message) -> Message:
+        if message.metadata.message_type == "query.psl_describe":
+            content = records.encode_description(client.describe(client_key))
+        else:
+            request: StepRequest = records.decode_request(message.content)
+            content = records.encode_reply(client.handle(request))
+        return Message(content, reply_to=message)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"model": nn.Linear(2, 2)}, "model is a Linear; it must be cut first: cut"),
+        ({"sampler": 32}, "sampler is 32; it needs a method schedule"),
+        ({"loss_fn": "mse"}, "loss_fn is 'mse'; it must be a function"),
+        ({"loss_fn": nn.Linear(3, 1)}, r"loss_fn has parameters of its own, \['weight', 'bias'\]"),
+        ({"client_sync": "round"}, "client_sync is 'round'; it can be 'step'"),
+        ({"fraction_evaluate": -0.1}, "fraction_evaluate is -0.1; it is a share from 0 to 1"),
+        ({"fraction_evaluate": 1.5}, "fraction_evaluate is 1.5"),
+        ({"fraction_evaluate": float("nan")}, "fraction_evaluate is nan"),
+        ({"steps_per_round": 0}, "steps_per_round is 0; it is an integer of 1 or more"),
+        ({"steps_per_round": 2.0}, "steps_per_round is 2.0"),
+        ({"evaluate_batch_size": 0}, "evaluate_batch_size is 0"),
+        ({"min_available_nodes": -1}, "min_available_nodes is -1"),
+        ({"node_timeout_s": 0.0}, "node_timeout_s is 0.0; it is a finite number above 0"),
+        ({"step_timeout_s": float("inf")}, "step_timeout_s is inf"),
+        ({"step_timeout_s": float("nan")}, "step_timeout_s is nan"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0"),
+        ({"seed": -1}, "seed is -1; it is an integer from 0 to"),
+        ({"seed": 2**63}, f"seed is {2**63}"),
+        ({"seed": 0.5}, "seed is 0.5"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(
+    make_strategy: Make, changes: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        make_strategy(**changes)
+
+
+def test_it_is_started_as_any_strategy() -> None:
+    assert issubclass(ParallelSplitLearning, Strategy)
+    ours, theirs = (
+        inspect.signature(ParallelSplitLearning.start),
+        inspect.signature(Strategy.start),
+    )
+    assert list(ours.parameters) == list(theirs.parameters)
+    for name, parameter in theirs.parameters.items():
+        assert ours.parameters[name].default == parameter.default
+        assert ours.parameters[name].kind == parameter.kind
+
+
+@pytest.mark.parametrize("name", ["train_config", "evaluate_config"])
+def test_configuration_for_clients_is_refused(
+    make_strategy: Make, arrays: ArrayRecord, fake_grid: "type[FakeGrid]", name: str
+) -> None:
+    config: dict[str, Any] = {name: ConfigRecord({"lr": 0.1})}
+    with pytest.raises(ConfigError, match=rf"{name} is {{'lr': 0.1}}; .* sends no.* Use the run"):
+        make_strategy().start(fake_grid({}), arrays, **config)
+
+
+def test_the_methods_of_one_exchange_a_round_are_refused(
+    make_strategy: Make, arrays: ArrayRecord, fake_grid: "type[FakeGrid]"
+) -> None:
+    strategy, config = make_strategy(), ConfigRecord()
+    calls: dict[str, Callable[[], object]] = {
+        "configure_train": lambda: strategy.configure_train(1, arrays, config, fake_grid({})),
+        "aggregate_train": lambda: strategy.aggregate_train(1, []),
+        "configure_evaluate": lambda: strategy.configure_evaluate(
+            1, arrays, config, fake_grid({})
+        ),
+        "aggregate_evaluate": lambda: strategy.aggregate_evaluate(1, []),
+    }
+    for name, call in calls.items():
+        with pytest.raises(PslError, match=rf"^{name}\(\) is one exchange .* Call start\(\)"):
+            call()
+
+
+def test_a_run_over_messages_gives_the_bits_of_one_in_process(
+    make_strategy: Make,
+    clients: dict[int, SplitClient],
+    arrays: ArrayRecord,
+    fake_grid: "type[FakeGrid]",
+) -> None:
+    direct = run_in_process(make_strategy(), clients, arrays, num_rounds=2)
+    # Node ids in another order than client keys.
+    grid = fake_grid({1000 - key: node(client, key) for key, client in clients.items()})
+    over_messages = make_strategy().start(grid, arrays, num_rounds=2)
+    ours, theirs = (result.arrays.to_torch_state_dict() for result in (over_messages, direct))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert over_messages.train_metrics_clientapp == direct.train_metrics_clientapp
+    assert over_messages.evaluate_metrics_clientapp == direct.evaluate_metrics_clientapp
+
+
+def test_start_awaits_its_minimum_of_nodes(
+    make_strategy: Make,
+    arrays: ArrayRecord,
+    fake_grid: "type[FakeGrid]",
+    fake_time: "FakeTime",
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flower_psl.transport.polling.time", fake_time)
+    strategy = make_strategy(min_available_nodes=4, node_timeout_s=30.0)
+    grid = fake_grid(dict.fromkeys(range(3), lambda message: None))
+    with pytest.raises(WaitError, match="3 nodes after 30 s; min_available_nodes is 4"):
+        strategy.start(grid, arrays)
+    assert grid.pushed == []
+
+
+def test_a_silent_node_ends_the_run(
+    make_strategy: Make,
+    arrays: ArrayRecord,
+    fake_grid: "type[FakeGrid]",
+    fake_time: "FakeTime",
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flower_psl.transport.flower_messages.time", fake_time)
+    grid = fake_grid(dict.fromkeys(range(2), lambda message: None))
+    with pytest.raises(WaitError, match="no reply within 5 s from node 0, describing itself"):
+        make_strategy(step_timeout_s=5.0).start(grid, arrays)
+
+
+def test_arrays_keep_keys_dtypes_and_order() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    model[2].half()
+    model.insert(2, _Cast())
+    split = cut(model, at="1")
+    initial = ArrayRecord(model.state_dict())
+    data = torch.utils.data.TensorDataset(torch.rand(8, 6), torch.arange(8) % 3)
+    strategy = ParallelSplitLearning(
+        model=split,
+        sampler=GlobalSampler(batch_size=8, seed=0),
+        loss_fn=lambda outputs, labels: nn.functional.cross_entropy(outputs.float(), labels),
+        optimizer_fn=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+    result = run_in_process(
+        strategy, {0: SplitClient(copy.deepcopy(split.client), data)}, initial, num_rounds=1
+    )
+    ours = result.arrays.to_torch_state_dict()
+    assert list(ours) == list(model.state_dict())
+    assert [tensor.dtype for tensor in ours.values()] == [
+        tensor.dtype for tensor in model.state_dict().values()
+    ]
+    assert ours["1.num_batches_tracked"] == 1
+
+
+class _Cast(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.half()
+
+
+def test_neither_the_model_nor_the_initial_arrays_are_changed(
+    make_strategy: Make,
+    split: SplitModel,
+    clients: dict[int, SplitClient],
+    arrays: ArrayRecord,
+) -> None:
+    other = {name: tensor + 1 for name, tensor in split.state_dict().items()}
+    initial = ArrayRecord(other)
+    before, modes = copy.deepcopy(split.state_dict()), [m.training for m in _modules(split)]
+    result = run_in_process(make_strategy(), clients, initial, num_rounds=1)
+    for name, tensor in split.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        assert torch.equal(initial.to_torch_state_dict()[name], other[name])
+        assert not torch.equal(result.arrays.to_torch_state_dict()[name], other[name])
+    assert [module.training for module in _modules(split)] == modes
+    assert all(parameter.grad is None for parameter in split.parameters())
+
+
+def _modules(split: SplitModel) -> list[nn.Module]:
+    return [*split.client.modules(), *split.server.modules()]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: {name: state[name] for name in list(state)[1:]},
+        lambda state: state | {"extra": torch.zeros(1)},
+        lambda state: state | {"0.bias": torch.zeros(3)},
+    ],
+)
+def test_arrays_of_another_model_are_refused(
+    make_strategy: Make,
+    split: SplitModel,
+    clients: dict[int, SplitClient],
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+) -> None:
+    initial = ArrayRecord(change(split.state_dict()))
+    with pytest.raises(ConfigError, match=r"missing keys .* unexpected keys .* wrong shapes"):
+        run_in_process(make_strategy(), clients, initial)
+
+
+def test_central_evaluation_gets_the_whole_model_before_and_after_each_round(
+    make_strategy: Make, clients: dict[int, SplitClient], arrays: ArrayRecord
+) -> None:
+    seen: list[tuple[int, list[str], float]] = []
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        state = arrays.to_torch_state_dict()
+        seen.append((server_round, list(state), float(state["0.weight"].sum())))
+        return MetricRecord({"accuracy": 0.5}) if server_round != 1 else None
+
+    result = run_in_process(make_strategy(), clients, arrays, num_rounds=2, evaluate_fn=evaluate)
+    assert [server_round for server_round, _, _ in seen] == [0, 1, 2]
+    assert all(keys == list(arrays) for _, keys, _ in seen)
+    assert len({total for _, _, total in seen}) == 3
+    assert result.evaluate_metrics_serverapp == {
+        0: MetricRecord({"accuracy": 0.5}),
+        2: MetricRecord({"accuracy": 0.5}),
+    }
+
+
+def test_settings_are_logged(make_strategy: Make, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "flwr.psl"):
+        make_strategy(seed=41, max_grad_norm=2.5).summary()
+    for text in ("GlobalSampler", "max_grad_norm: 2.5", "cut: '1', seed: 41, device: cpu"):
+        assert text in caplog.text
+
+
+def test_records_name_the_sampler(make_strategy: Make) -> None:
+    assert make_strategy().sampler_name == "GPSL"
+
+
+def test_a_description_is_asked_for_first(
+    make_strategy: Make, arrays: ArrayRecord, fake_grid: "type[FakeGrid]"
+) -> None:
+    def stranger(message: Message) -> Message:
+        reply = DescribeReply(client_key=0, num_examples=1, num_test_examples=0, segment={})
+        return Message(records.encode_description(reply), reply_to=message)
+
+    grid = fake_grid({7: stranger})
+    with pytest.raises(PslError, match="node 7: its client segment is not the server's"):
+        make_strategy(min_available_nodes=1).start(grid, arrays)
+    assert [message.metadata.message_type for message in grid.pushed] == ["query.psl_describe"]
+    assert list(grid.pushed[0].content) == list(RecordDict())

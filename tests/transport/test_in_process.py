@@ -1,0 +1,97 @@
+from typing import Any
+
+import pytest
+import torch
+
+from flower_psl import ClientError, ConfigError, CutError, ProtocolError
+from flower_psl.transport import InProcessTransport
+from flower_psl.wire import DescribeReply, Phase, StepId, StepReply, StepRequest
+
+
+class Recorder:
+    """Answers as it should, and keeps what it was asked."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.requests: list[StepRequest] = []
+
+    def describe(self) -> DescribeReply:
+        return DescribeReply(client_key=None, num_examples=4, num_test_examples=0, segment={})
+
+    def handle(self, request: StepRequest) -> StepReply:
+        if self.error is not None:
+            raise self.error
+        self.requests.append(request)
+        return StepReply(phase=request.phase, id=request.id)
+
+
+def request(client_key: int) -> StepRequest:
+    step_id = StepId(
+        seed=0, server_round=2, plan=0, step=3, client_key=client_key, start=0, batch_size=1
+    )
+    return StepRequest(phase=Phase.FORWARD, id=step_id, weights={"w": torch.zeros(1)})
+
+
+def test_nodes_are_the_client_keys_in_order() -> None:
+    assert InProcessTransport({5: Recorder(), 0: Recorder(), 3: Recorder()}).nodes() == [0, 3, 5]
+
+
+def test_a_client_is_described_under_its_key_here() -> None:
+    transport = InProcessTransport({5: Recorder(), 0: Recorder()})
+    descriptions = transport.describe([5], timeout_s=1)
+    assert {node: reply.client_key for node, reply in descriptions.items()} == {5: 5}
+
+
+def test_replies_come_in_the_order_of_the_requests() -> None:
+    clients = {5: Recorder(), 0: Recorder()}
+    requests = {5: request(5), 0: request(0)}
+    replies = InProcessTransport(clients).exchange(requests, timeout_s=1)
+    assert [(node, reply.id) for node, reply in replies.items()] == [
+        (5, requests[5].id),
+        (0, requests[0].id),
+    ]
+    assert clients[5].requests[0] is requests[5]
+
+
+def test_an_error_names_client_round_and_step() -> None:
+    transport = InProcessTransport({4: Recorder(RuntimeError("no memory"))})
+    with pytest.raises(
+        ClientError, match="client 4, round 2, step 3: the client raised RuntimeError: no memory"
+    ) as error:
+        transport.exchange({4: request(4)}, timeout_s=1)
+    assert isinstance(error.value.__cause__, RuntimeError)
+
+
+def test_an_error_of_ours_in_the_client_names_it_as_well() -> None:
+    transport = InProcessTransport({4: Recorder(CutError("two outputs"))})
+    with pytest.raises(ClientError, match=r"client 4, round 2, step 3: .*CutError: two outputs"):
+        transport.exchange({4: request(4)}, timeout_s=1)
+
+
+def test_a_protocol_error_passes_as_it_is() -> None:
+    error = ProtocolError("client 4, round 2, step 3: too many examples")
+    with pytest.raises(ProtocolError) as raised:
+        InProcessTransport({4: Recorder(error)}).exchange({4: request(4)}, timeout_s=1)
+    assert raised.value is error
+
+
+def test_a_reply_to_something_else_is_refused() -> None:
+    class Confused(Recorder):
+        def handle(self, request: StepRequest) -> StepReply:
+            return StepReply(phase=request.phase, id=request.id._replace(step=9))
+
+    with pytest.raises(ProtocolError, match="client 4, round 2, step 3: asked for forward"):
+        InProcessTransport({4: Confused()}).exchange({4: request(4)}, timeout_s=1)
+
+
+def test_no_clients_are_refused() -> None:
+    with pytest.raises(ConfigError, match="clients is empty; give at least one"):
+        InProcessTransport({})
+
+
+@pytest.mark.parametrize("key", [-1, "0", 1.0, True])
+def test_a_key_that_is_not_one_is_refused(key: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"client key {key!r}; a key is an integer of 0 or more"
+    ):
+        InProcessTransport({key: Recorder()})

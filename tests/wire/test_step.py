@@ -1,0 +1,143 @@
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from flower_psl import ProtocolError
+from flower_psl.wire import (
+    Phase,
+    StepId,
+    StepReply,
+    StepRequest,
+    check_batch,
+    check_belongs,
+    check_gradients,
+)
+
+ID = StepId(seed=7, server_round=2, plan=0, step=40, client_key=3, start=16, batch_size=8)
+WHERE = "client 3, round 2, step 40: "
+
+
+def forward_reply(activations: Tensor | None, labels: Tensor | None) -> StepReply:
+    return StepReply(phase=Phase.FORWARD, id=ID, activations=activations, labels=labels)
+
+
+def backward_reply(gradients: Mapping[str, Tensor]) -> StepReply:
+    return StepReply(phase=Phase.BACKWARD, id=ID, gradients=gradients)
+
+
+def test_a_step_is_named_as_people_name_it() -> None:
+    assert f"{ID}: " == WHERE
+
+
+@pytest.mark.parametrize("field", [name for name in StepId._fields if name != "batch_size"])
+def test_a_negative_number_in_an_id_is_refused(field: str) -> None:
+    with pytest.raises(ProtocolError, match="no number may be negative"):
+        StepRequest(phase=Phase.FORWARD, id=ID._replace(**{field: -1}))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_client_with_nothing_to_give_is_left_alone(batch_size: int) -> None:
+    with pytest.raises(ProtocolError, match=f"{WHERE}.*{batch_size} examples from 16.*left alone"):
+        StepRequest(phase=Phase.FORWARD, id=ID._replace(batch_size=batch_size))
+
+
+@pytest.mark.parametrize("phase", [Phase.FORWARD, Phase.EVALUATE])
+def test_only_a_backward_request_has_a_gradient(phase: Phase) -> None:
+    with pytest.raises(
+        ProtocolError, match=f"{WHERE}a {phase} request with a gradient;.*backward"
+    ):
+        StepRequest(phase=phase, id=ID, gradient=torch.zeros(8, 2))
+
+
+def test_a_backward_request_without_a_gradient_is_refused() -> None:
+    with pytest.raises(ProtocolError, match=f"{WHERE}a backward request without a gradient"):
+        StepRequest(phase=Phase.BACKWARD, id=ID)
+
+
+@pytest.mark.parametrize("shape", [(), (7, 2), (9,), (0,)])
+def test_a_gradient_of_another_count_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ProtocolError, match=f"{WHERE}a cut gradient of shape .* for 8 examples"):
+        StepRequest(phase=Phase.BACKWARD, id=ID, gradient=torch.zeros(shape))
+
+
+def test_payload_is_that_of_all_tensors() -> None:
+    forward = StepRequest(phase=Phase.FORWARD, id=ID, weights={"w": torch.zeros(3, 2)})
+    backward = StepRequest(phase=Phase.BACKWARD, id=ID, gradient=torch.zeros(8, 5))
+    assert (forward.payload_bytes, backward.payload_bytes) == (24, 160)
+    reply = StepReply(
+        phase=Phase.FORWARD,
+        id=ID,
+        activations=torch.zeros(8, 5),
+        labels=torch.zeros(8, dtype=torch.int64),
+        moments={"bn.mean": torch.zeros(1, 4, dtype=torch.float64)},
+    )
+    assert reply.payload_bytes == 160 + 64 + 32
+    assert backward_reply({"w": torch.zeros(3, 2)}).payload_bytes == 24
+
+
+@pytest.mark.parametrize(
+    ("phase", "step_id"),
+    [
+        (Phase.EVALUATE, ID),
+        (Phase.FORWARD, ID._replace(step=39)),
+        (Phase.FORWARD, ID._replace(client_key=4)),
+        (Phase.FORWARD, ID._replace(seed=8)),
+    ],
+)
+def test_an_answer_to_something_else_is_refused(phase: Phase, step_id: StepId) -> None:
+    request = StepRequest(phase=Phase.FORWARD, id=ID)
+    with pytest.raises(
+        ProtocolError, match=f"{WHERE}asked for forward .* got an answer to {phase}"
+    ):
+        check_belongs(StepReply(phase=phase, id=step_id), request)
+
+
+def test_a_batch_is_given_back_as_it_came() -> None:
+    activations, labels = torch.rand(8, 2), torch.arange(8)
+    checked = check_batch(forward_reply(activations, labels))
+    assert checked[0] is activations
+    assert checked[1] is labels
+
+
+@pytest.mark.parametrize(
+    ("activations", "labels", "text"),
+    [
+        (None, torch.zeros(8), "a forward reply without activations or labels; both are needed"),
+        (torch.zeros(8, 2), None, "a forward reply without activations or labels; .*Install"),
+        (torch.zeros(9, 2), torch.zeros(8), "9 activations for a batch of 8; the first size"),
+        (torch.zeros(8, 2), torch.zeros(7), "7 labels for a batch of 8; the first size"),
+        (torch.tensor(0.0), torch.zeros(8), "0 activations for a batch of 8"),
+        (torch.zeros(8, 2), torch.tensor(1), "0 labels for a batch of 8"),
+        (torch.full((8, 1), torch.nan), torch.zeros(8), "the activations have NaN.*Look at"),
+        (torch.zeros(8, 1), torch.full((8,), torch.inf), "the labels have NaN or infinite"),
+    ],
+)
+def test_a_batch_that_cannot_be_used_is_refused(
+    activations: Tensor | None, labels: Tensor | None, text: str
+) -> None:
+    with pytest.raises(ProtocolError, match=WHERE + text):
+        check_batch(forward_reply(activations, labels))
+
+
+def test_gradients_may_leave_parameters_out() -> None:
+    parameters = {"a": torch.zeros(2, 3), "b": torch.zeros(2)}
+    gradients = {"a": torch.ones(2, 3)}
+    assert check_gradients(backward_reply(gradients), parameters) == gradients
+
+
+@pytest.mark.parametrize(
+    ("gradients", "text"),
+    [
+        ({"b": torch.zeros(2)}, r"a gradient for 'b'; the trainable .* are \['a'\]. Build"),
+        ({"a": torch.zeros(3, 2)}, r"'a' is torch.float32 \(3, 2\), the parameter .*\(2, 3\)"),
+        ({"a": torch.zeros(2, 3).double()}, "'a' is torch.float64 .* both must agree. Build"),
+        ({"a": torch.full((2, 3), torch.nan)}, "'a' has NaN or infinite values;.*Lower"),
+    ],
+)
+def test_gradients_that_are_not_the_parameters_are_refused(
+    gradients: dict[str, Tensor], text: str
+) -> None:
+    with pytest.raises(ProtocolError, match=WHERE + ".*" + text):
+        check_gradients(backward_reply(gradients), {"a": torch.zeros(2, 3)})
