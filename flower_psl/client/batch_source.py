@@ -83,7 +83,7 @@ class BatchSource:
                 f"the labels of a batch are a {type(labels).__name__}; they must be one tensor. "
                 "Give a collate_fn that returns (inputs, labels)."
             )
-        return _move(inputs, device), labels.contiguous()
+        return _move(inputs, device), labels.cpu().contiguous()
 
     def _fetch(self, indices: Sequence[int] | NDArray[np.int64]) -> Any:
         if self._collate_fn is None and type(self._dataset) is TensorDataset:

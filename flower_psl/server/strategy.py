@@ -15,7 +15,8 @@ from flwr.serverapp.strategy import Result, Strategy
 from flower_psl.errors import ConfigError, PslError
 from flower_psl.sampling import Sampler
 from flower_psl.server.learner import LRSchedulerFn, OptimizerFn
-from flower_psl.server.training_run import Metrics, RunHistory, StateDict, TrainingRun
+from flower_psl.server.run_history import Metrics, RunHistory, StateDict
+from flower_psl.server.training_run import TrainingRun
 from flower_psl.split import LossFn, SplitModel, check_loss_fn
 from flower_psl.telemetry import RunRecorder
 from flower_psl.transport import Transport

@@ -3,19 +3,18 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from flower_psl.errors import ConfigError, WaitError
 from flower_psl.sampling import BatchSchedule
 from flower_psl.server.global_step import GlobalStep, StepPlan
 from flower_psl.server.learner import Learner
 from flower_psl.server.participants import Participants, gather
+from flower_psl.server.run_history import Metrics, RunHistory, StateDict
 from flower_psl.server.split_evaluation import SplitEvaluation, sample_clients
 from flower_psl.split import SplitModel, batch_norm_layers
 from flower_psl.telemetry import Progress, RoundRecord, RunInfo
@@ -26,27 +25,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("flwr.psl")
 
-StateDict = Mapping[str, Tensor]
-Metrics = dict[str, int | float | list[int] | list[float]]
 EvaluateFn = Callable[[int, StateDict], Metrics | None]
-
-
-@dataclass
-class RunHistory:
-    """What a run leaves: the metrics of each round, and the model.
-
-    Attributes
-    ----------
-    train, split_evaluation, central_evaluation : dict of int to dict
-        Metrics by round.
-    state_dict : mapping of str to Tensor
-        The whole model under its original keys.
-    """
-
-    train: dict[int, Metrics] = field(default_factory=dict)
-    split_evaluation: dict[int, Metrics] = field(default_factory=dict)
-    central_evaluation: dict[int, Metrics] = field(default_factory=dict)
-    state_dict: StateDict = field(default_factory=dict)
 
 
 class TrainingRun:
@@ -106,6 +85,8 @@ class TrainingRun:
             If the run cannot go on.
         """
         strategy, history = self._strategy, self._history
+        if strategy.recorder is not None:
+            strategy.recorder.prepare()
         participants = gather(
             self._transport,
             self._model.client,

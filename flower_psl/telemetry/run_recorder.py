@@ -45,10 +45,37 @@ class RunRecorder:
         self._started = 0.0
         self._run: tuple[RunInfo, RunSummary, TextIO] | None = None
 
-    def start(self, info: RunInfo) -> None:
+    def prepare(self) -> None:
         """Create the folder and remove what an earlier run left there.
 
-        Only files that a recorder writes are removed.
+        Only files that a recorder writes are removed. A run calls it before it waits for
+        anybody, so that one that fails early leaves no results of another.
+
+        Raises
+        ------
+        ConfigError
+            If the folder cannot be made or written to.
+        PslError
+            If the recorder is recording.
+        """
+        if self._run is not None:
+            raise PslError(
+                f"a run is being recorded in {self._out}; a recorder records one run at a time. "
+                f"Call finish() or close() first."
+            )
+        try:
+            self._out.mkdir(parents=True, exist_ok=True)
+            for name in (_SUMMARY, _SUMMARY_DRAFT, _STEPS, _MODEL, *PICTURES):
+                (self._out / name).unlink(missing_ok=True)
+            (self._out / _STEPS).touch()
+        except OSError as error:
+            raise ConfigError(
+                f"out is {str(self._out)!r}, but {error}; a run writes its files into this "
+                f"folder. Name a folder that can be created and written to."
+            ) from error
+
+    def start(self, info: RunInfo) -> None:
+        """Begin to record, in a folder that is prepared.
 
         Parameters
         ----------
@@ -57,28 +84,12 @@ class RunRecorder:
 
         Raises
         ------
-        ConfigError
-            If the folder cannot be made or written to.
-        PslError
-            If the recorder is recording already.
+        ConfigError, PslError
+            As `prepare`.
         """
-        if self._run is not None:
-            raise PslError(
-                f"start() was called while a run is being recorded in {self._out}; a recorder "
-                f"records one run at a time. Call finish() or close() first."
-            )
-        try:
-            self._out.mkdir(parents=True, exist_ok=True)
-            for name in (_SUMMARY, _SUMMARY_DRAFT, _STEPS, _MODEL, *PICTURES):
-                (self._out / name).unlink(missing_ok=True)
-            steps = (self._out / _STEPS).open("w", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"out is {str(self._out)!r}, but {error}; a run writes its files into this "
-                f"folder. Name a folder that can be created and written to."
-            ) from error
+        self.prepare()
         self._started = self._clock()
-        self._run = (info, RunSummary(info), steps)
+        self._run = (info, RunSummary(info), (self._out / _STEPS).open("w", encoding="utf-8"))
 
     def record_step(self, record: StepRecord) -> None:
         """Append a step to ``steps.jsonl``; lines reach the disk at the round's end.

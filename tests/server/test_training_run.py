@@ -328,3 +328,14 @@ def test_rounds_are_logged(
     assert "3 clients with 21 examples; 2 rounds of 3 steps; GPSL, cut at '1'" in caplog.text
     assert "[ROUND 2/2] train loss" in caplog.text
     assert "test accuracy" in caplog.text
+
+
+def test_a_run_that_fails_before_it_starts_leaves_no_earlier_summary(
+    make_strategy: Make, arrays: ArrayRecord, tmp_path: Path
+) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    strategy = make_strategy(recorder=RunRecorder(tmp_path))
+    nobody = SplitClient(strategy.model.client, TensorDataset(torch.empty(0, 6), torch.empty(0)))
+    with pytest.raises(ClientError, match="none of the 1 clients has training data"):
+        run_in_process(strategy, {0: nobody}, arrays, num_rounds=1)
+    assert not (tmp_path / "summary.json").exists()

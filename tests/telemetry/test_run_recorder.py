@@ -213,3 +213,10 @@ def test_close_may_be_repeated(tmp_path: Path) -> None:
     recorder.close()
     recorder.close()
     assert names(tmp_path) == {"steps.jsonl"}
+
+
+def test_preparing_removes_an_earlier_run_before_the_next_one_starts(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    RunRecorder(tmp_path).prepare()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "steps.jsonl"]
