@@ -29,12 +29,15 @@ if TYPE_CHECKING:
     from flower_psl.server import ParallelSplitLearning, run_in_process
     from flower_psl.split import SplitModel, SplitReport, check_split, cut, to_group_norm
     from flower_psl.telemetry import RunRecorder
+    from flower_psl.transport import StreamSettings
+    from flower_psl.wire import Encodings
 
 _MODULES = {
     "BatchSchedule": "sampling",
     "ClientError": "errors",
     "ConfigError": "errors",
     "CutError": "errors",
+    "Encodings": "wire",
     "FixedLocalSampler": "sampling",
     "GlobalSampler": "sampling",
     "ParallelSplitLearning": "server",
@@ -48,6 +51,7 @@ _MODULES = {
     "SplitClientApp": "client.split_client_app",
     "SplitModel": "split",
     "SplitReport": "split",
+    "StreamSettings": "transport",
     "WaitError": "errors",
     "check_split": "split",
     "cut": "split",
@@ -60,6 +64,7 @@ __all__ = [
     "ClientError",
     "ConfigError",
     "CutError",
+    "Encodings",
     "FixedLocalSampler",
     "GlobalSampler",
     "ParallelSplitLearning",
@@ -73,6 +78,7 @@ __all__ = [
     "SplitClientApp",
     "SplitModel",
     "SplitReport",
+    "StreamSettings",
     "WaitError",
     "check_split",
     "cut",

@@ -5,8 +5,9 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,11 +16,12 @@ from torch.nn import functional
 
 from flower_psl import run_in_process
 from simulations.bench_app import workload
+from simulations.flower_deployment import FlowerDeployment
 from simulations.flower_simulation import FlowerSimulation
 
 _NUM_RUNS = 7
-_SIMULATION_STEPS = 30
-_SIMULATION_TIMEOUT_S = 600.0
+_TIMEOUT_S = 600.0
+_APP = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -55,57 +57,81 @@ def bench(out: Path) -> list[Comparison]:
     """
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    comparisons = [in_process_step(), simulation_messages_step()]
+    comparisons = [in_process_step(), *simulation_steps(), *deployment_steps()]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps([asdict(row) for row in comparisons], indent=2) + "\n")
     return comparisons
 
 
 def in_process_step() -> Comparison:
-    """Compare a whole in-process run with a whole plain loop, in turns."""
-    clients = {key: workload.build_client(key) for key in range(workload.NUM_CLIENTS)}
+    """Compare a whole in-process run of ten clients with a whole plain loop, in turns."""
+    num_clients = 10
+    clients = {key: workload.build_client(key) for key in range(num_clients)}
     arrays = ArrayRecord(workload.build_model().state_dict())
 
     def ours() -> None:
         run_in_process(workload.build_strategy(), clients, arrays, num_rounds=1)
 
-    ours_s, reference_s = _alternate(ours, plain_loop(), _num_steps())
+    steps = len(_schedule(num_clients))
+    ours_s, reference_s = _alternate(ours, plain_loop(num_clients), steps)
     return _compare("in-process-step", ours_s, reference_s)
 
 
-def simulation_messages_step() -> Comparison:
-    """Compare the steps of a simulation over Flower messages with the plain loop."""
-    loop = plain_loop()
-    loop()
-    reference_s = [_timed(loop) / _num_steps() for _ in range(_NUM_RUNS)]
-    with tempfile.TemporaryDirectory() as folder:
-        with FlowerSimulation(Path(__file__).parent) as simulation:
-            status, log = simulation.run(
-                {"out": folder, "steps-per-round": _SIMULATION_STEPS},
-                num_supernodes=workload.NUM_CLIENTS,
-                num_actors=2,
-                timeout_s=_SIMULATION_TIMEOUT_S,
-                quiet=True,
+def simulation_steps() -> Iterator[Comparison]:
+    """Compare a step of ten simulated devices, on two actors, with the plain loop's."""
+    num_clients = 10
+    reference_s = _reference(num_clients)
+    with FlowerSimulation(_APP) as simulation:
+        for transport in ("messages", "stream"):
+            ours_s = _steps_of(
+                partial(simulation.run, num_supernodes=num_clients, num_actors=2),
+                {"transport": transport, "steps-per-round": 30, "num-clients": num_clients},
             )
+            yield _compare(f"simulation-{transport}-step", ours_s, reference_s)
+
+
+def deployment_steps() -> Iterator[Comparison]:
+    """Compare a step of two SuperNodes on this machine, with TLS, with the plain loop's."""
+    num_clients = 2
+    reference_s = _reference(num_clients)
+    with FlowerDeployment(_APP, num_clients) as deployment:
+        for transport, steps in (("messages", 4), ("stream", 8)):
+            ours_s = _steps_of(
+                deployment.run,
+                {"transport": transport, "steps-per-round": steps, "num-clients": num_clients},
+            )
+            yield _compare(f"deployment-{transport}-step", ours_s, reference_s)
+
+
+def _steps_of(
+    run: Callable[..., tuple[str, str]], run_config: dict[str, int | str]
+) -> list[float]:
+    """Return the seconds of each step of a run but for the first, which makes the clients."""
+    with tempfile.TemporaryDirectory() as folder:
+        status, log = run(run_config | {"out": folder}, timeout_s=_TIMEOUT_S, quiet=True)
         if status != "finished:completed":
-            raise RuntimeError(f"the simulation ended as {status}:\n{log}")
+            raise RuntimeError(f"the run ended as {status}:\n{log}")
         lines = (Path(folder) / "steps.jsonl").read_text().splitlines()
-    # The first step is left out: it makes the clients in their processes.
-    ours_s = [json.loads(line)["seconds"]["total"] for line in lines[1:]]
-    return _compare("simulation-messages-step", ours_s, reference_s)
+    return [json.loads(line)["seconds"]["total"] for line in lines[1:]]
 
 
-def plain_loop() -> Callable[[], None]:
+def _reference(num_clients: int) -> list[float]:
+    loop = plain_loop(num_clients)
+    loop()
+    return [_timed(loop) / len(_schedule(num_clients)) for _ in range(_NUM_RUNS)]
+
+
+def plain_loop(num_clients: int) -> Callable[[], None]:
     """Return centralized training on GPSL's global batches, one round of it.
 
     Which examples of a client come first makes no difference to the time, so each gives
     them in their own order.
     """
-    data = [workload.client_data(key) for key in range(workload.NUM_CLIENTS)]
+    data = [workload.client_data(key) for key in range(num_clients)]
     images = torch.cat([images for images, _ in data])
     labels = torch.cat([labels for _, labels in data])
-    batches, used = [], dict.fromkeys(range(workload.NUM_CLIENTS), 0)
-    for step in _schedule():
+    batches, used = [], [0] * num_clients
+    for step in _schedule(num_clients):
         rows: list[int] = []
         for key, size in step.items():
             start = key * workload.EXAMPLES_PER_CLIENT + used[key]
@@ -126,13 +152,9 @@ def plain_loop() -> Callable[[], None]:
     return loop
 
 
-def _schedule() -> list[dict[int, int]]:
-    num_examples = dict.fromkeys(range(workload.NUM_CLIENTS), workload.EXAMPLES_PER_CLIENT)
-    return list(workload.build_strategy().sampler.schedule(num_examples, 1))
-
-
-def _num_steps() -> int:
-    return len(_schedule())
+def _schedule(num_clients: int) -> list[dict[int, int]]:
+    num_examples = dict.fromkeys(range(num_clients), workload.EXAMPLES_PER_CLIENT)
+    return list(workload.build_sampler().schedule(num_examples, 1))
 
 
 def _alternate(

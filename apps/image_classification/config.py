@@ -4,7 +4,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from flwr.app import UserConfigValue
@@ -17,6 +17,8 @@ from .optimizers import OPTIMIZERS, SCHEDULES
 from .partitioners import PARTITIONERS
 from .samplers import SAMPLERS
 from .settings import check_settings, parse_settings, setting, settings_of
+
+_ENCODINGS = ("raw", "bf16", "fp16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,14 @@ class AppConfig:
     min_available_nodes: int = setting(2, at_least=1)
     node_timeout_s: float = setting(120.0, above=0.0)
     step_timeout_s: float = setting(300.0, above=0.0)
+    transport: Literal["auto", "stream", "messages"] = setting(
+        "auto", one_of=("auto", "stream", "messages")
+    )
+    stream_address: str = setting("127.0.0.1:0")
+    stream_advertise: str = setting("")
+    activation_encoding: str = setting("raw", one_of=_ENCODINGS)
+    gradient_encoding: str = setting("raw", one_of=_ENCODINGS)
+    weight_encoding: str = setting("raw", one_of=_ENCODINGS)
 
     out: str = setting("")
     torch_num_threads: int = setting(1, at_least=0)

@@ -3,6 +3,7 @@
 import copy
 import logging
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -11,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 from torch import nn
 
-from flower_psl import ParallelSplitLearning, RunRecorder, cut
+from flower_psl import Encodings, ParallelSplitLearning, RunRecorder, StreamSettings, cut
 
 from .config import AppConfig
 from .data import load_images
@@ -37,6 +38,10 @@ def main(grid: Grid, context: Context) -> None:
     CutError
         If the model cannot be cut where the configuration says.
     """
+    out = str(context.run_config.get("out", ""))
+    if Path(out).is_absolute():
+        # First of all: a run that fails on its configuration leaves no results of another.
+        RunRecorder(out).prepare()
     config = AppConfig.from_run_config(context.run_config)
     if config.torch_num_threads:
         torch.set_num_threads(config.torch_num_threads)
@@ -87,6 +92,13 @@ def build_strategy(config: AppConfig, model: nn.Module) -> ParallelSplitLearning
         min_available_nodes=config.min_available_nodes,
         node_timeout_s=config.node_timeout_s,
         step_timeout_s=config.step_timeout_s,
+        transport=config.transport,
+        stream=StreamSettings(address=config.stream_address, advertise=config.stream_advertise),
+        encodings=Encodings(
+            activations=config.activation_encoding,
+            gradients=config.gradient_encoding,
+            weights=config.weight_encoding,
+        ),
         seed=config.seed,
         device=config.device,
         recorder=RunRecorder(config.out) if config.out else None,

@@ -70,10 +70,11 @@ def _federated(config: "DataConfig") -> tuple[Dataset, Dataset]:
     try:
         return source.load_split(config.train_split), source.load_split(config.test_split)
     except (OSError, DatasetsError) as error:
+        why = str(error).rstrip(".")
         raise ConfigError(
-            f"dataset = {config.dataset!r} cannot be loaded: {error}. It has to be 'digits', a "
-            "data set on the Hugging Face Hub that this machine can reach or has in its cache, or "
-            "the absolute path of a local folder; check the name and the network."
+            f"dataset = {config.dataset!r} cannot be loaded: {why}. It has to be 'digits', a data "
+            "set on the Hugging Face Hub that this machine can reach or has in its cache, or the "
+            "absolute path of a local folder; check the name and the network."
         ) from error
     except ValueError as error:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,10 +15,15 @@ from flower_psl.sampling import Purpose, derive_seed, generator
 from flower_psl.split import ClientPass, client_pass, seeded
 from flower_psl.wire import (
     DescribeReply,
+    EncodedBatch,
     Phase,
     StepId,
     StepReply,
     StepRequest,
+    decode_batch,
+    decode_parameters,
+    encode_batch,
+    encode_parameters,
     segment_spec,
 )
 
@@ -76,6 +82,7 @@ class SplitClient:
                 "as cut(model, at=...).client"
             )
         self._segment = segment
+        self._tensors = dict([*segment.named_parameters(), *segment.named_buffers()])
         self._train = BatchSource(train_set, collate_fn)
         self._test = None if test_set is None else BatchSource(test_set, collate_fn)
         self._device = torch.device(device)
@@ -89,9 +96,7 @@ class SplitClient:
             client_key=client_key,
             num_examples=len(self._train),
             num_test_examples=0 if self._test is None else len(self._test),
-            segment=segment_spec(
-                [*self._segment.named_parameters(), *self._segment.named_buffers()]
-            ),
+            segment=segment_spec(self._tensors.items()),
         )
 
     def holds(self, step: StepId) -> bool:
@@ -101,8 +106,9 @@ class SplitClient:
         )
 
     def forget(self) -> None:
-        """Free the autograd graph; a backward pass that still comes recomputes it."""
+        """Free what is kept of a step; a backward pass that still comes recomputes it."""
         self._pending = None
+        self._answered = None
 
     def handle(self, request: StepRequest) -> StepReply:
         """Answer a request.
@@ -123,10 +129,16 @@ class SplitClient:
             self._pending = _Pending(request.id, computed)
             # Another run with the same seed asks for the same id, with other weights.
             self._answered = None
+        # Never at random: evaluation and a repeated forward pass see the same values.
+        encoded = encode_batch(
+            "activations", computed.activations.cpu(), request.encodings.activations, None
+        )
         return StepReply(
             phase=request.phase,
             id=request.id,
-            activations=computed.activations.cpu(),
+            activations=encoded.values,
+            activation_dtype=computed.activations.dtype,
+            extras=encoded.extras,
             labels=labels,
             moments={name: moment.cpu() for name, moment in computed.moments.items()},
             compute_s=time.perf_counter() - started,
@@ -145,22 +157,42 @@ class SplitClient:
                 f"{request.id}: a gradient came for a forward pass that is not known here; the "
                 "device has restarted without its state. Let the server repeat the step."
             )
-        gradient = request.gradient
-        if gradient is None or gradient.shape != computed.activations.shape:
-            shape = None if gradient is None else tuple(gradient.shape)
-            raise ProtocolError(
-                f"{request.id}: a cut gradient of shape {shape} for activations of shape "
-                f"{tuple(computed.activations.shape)}; both must agree"
-            )
-        gradients = computed.backward(gradient.to(self._device))
+        gradients = computed.backward(self._cut_gradient(request, computed.activations))
         self._pending = None
         self._answered = StepReply(
             phase=request.phase,
             id=request.id,
-            gradients={name: gradient.cpu() for name, gradient in gradients.items()},
+            gradients=encode_parameters(
+                {name: gradient.cpu() for name, gradient in gradients.items()},
+                request.encodings.gradients,
+                gradients,
+                partial(derive_seed, request.id.seed, Purpose.ENCODING, *request.id.position),
+            ),
+            unused=tuple(
+                name
+                for name, parameter in self._segment.named_parameters()
+                if parameter.requires_grad and name not in gradients
+            ),
             compute_s=time.perf_counter() - started,
         )
         return self._answered
+
+    def _cut_gradient(self, request: StepRequest, activations: Tensor) -> Tensor:
+        """Return a request's gradient, decoded, if it belongs to the activations."""
+        gradient = request.gradient
+        if gradient is None or gradient.shape != activations.shape:
+            shape = None if gradient is None else tuple(gradient.shape)
+            raise ProtocolError(
+                f"{request.id}: a cut gradient of shape {shape} for activations of shape "
+                f"{tuple(activations.shape)}; both must agree"
+            )
+        return decode_batch(
+            "gradient",
+            EncodedBatch(gradient, request.extras),
+            request.encodings.gradients,
+            activations.dtype,
+            str(request.id),
+        ).to(self._device)
 
     def _forward(self, request: StepRequest) -> tuple[ClientPass, Tensor]:
         step = request.id
@@ -174,18 +206,27 @@ class SplitClient:
                 f"{'training' if training else 'test'} data. The data set must keep its size "
                 "during a run."
             )
-        position = (step.server_round, step.plan, step.step, step.client_key)
+        tensors = [*self._segment.named_parameters(), *self._segment.named_buffers()]
+        if missing := [name for name, _ in tensors if name not in request.weights]:
+            raise ProtocolError(
+                f"{step}: a forward request without the weights {missing}; it must bring all "
+                f"{len(tensors)} parameters and buffers of the segment. Build the same model on "
+                "both sides."
+            )
+        weights = decode_parameters(
+            request.weights, request.encodings.weights, self._tensors, str(step)
+        )
         indices = self._order(step)[step.start : end] if training else range(step.start, end)
         # Augmentation and the segment's random layers have streams of their own, so that
         # neither depends on how much the other draws.
-        with seeded(derive_seed(step.seed, Purpose.CLIENT_DATA, *position)):
+        with seeded(derive_seed(step.seed, Purpose.CLIENT_DATA, *step.position)):
             inputs, labels = source.batch(indices, self._device)
         computed = client_pass.forward(
             self._segment,
-            {name: tensor.to(self._device) for name, tensor in request.weights.items()},
+            {name: tensor.to(self._device) for name, tensor in weights.items()},
             inputs,
             training=training,
-            seed=derive_seed(step.seed, Purpose.CLIENT_FORWARD, *position),
+            seed=derive_seed(step.seed, Purpose.CLIENT_FORWARD, *step.position),
         )
         return computed, labels
 

@@ -6,20 +6,34 @@ from its forward pass therefore lies in ``Context.state``; what is kept in this 
 clients and their autograd graphs, saves time and nothing else.
 """
 
+import logging
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from flower_psl.client.client_cache import ClientCache, ClientFn
 from flower_psl.client.client_key import client_key
+from flower_psl.client.stream_session import BackgroundSession, KeyedClient, in_simulation
+from flower_psl.errors import PslError
+from flower_psl.transport.stream_client import StreamClient
+from flower_psl.transport.stream_ticket import TICKET, Ticket
 from flower_psl.wire import Phase, records
+
+_LOG = logging.getLogger("flwr.psl")
+
+# Flower's code for an exception in a ClientApp.
+_RAISED = 2
+
+Handler = Callable[[ClientFn, Message, Context], Message]
 
 _STATE_ID = "psl-forward-id"
 _STATE_WEIGHTS = "psl-forward-weights"
 
 _CLIENTS = ClientCache()
+_BACKGROUND = BackgroundSession()
 
 
 class SplitClientApp(ClientApp):
@@ -41,14 +55,37 @@ class SplitClientApp(ClientApp):
         self.query("psl_describe")(partial(describe, client_fn))
         self.train("psl_step")(partial(step, client_fn))
         self.evaluate("psl_step")(partial(step, client_fn))
+        self.train("psl_session")(partial(session, client_fn))
 
 
+def _says_why(handler: Handler) -> Handler:
+    """Answer with an error message where a handler raises.
+
+    If the exception left the handler, Flower would wrap it in tracebacks of its own, and
+    the one line that says what to do would be lost in them.
+    """
+
+    @wraps(handler)
+    def answer(client_fn: ClientFn, message: Message, context: Context) -> Message:
+        try:
+            return handler(client_fn, message, context)
+        except Exception as error:
+            # An error of our own says all there is to know; of others we show the traceback.
+            _LOG.error("%s", error, exc_info=not isinstance(error, PslError))
+            reason = f"{type(error).__name__}: {error}"
+            return Message(Error(code=_RAISED, reason=reason), reply_to=message)
+
+    return answer
+
+
+@_says_why
 def describe(client_fn: ClientFn, message: Message, context: Context) -> Message:
     """Answer ``query.psl_describe``."""
     description = _CLIENTS.get(client_fn, context).describe(client_key(context.node_config))
     return Message(records.encode_description(description), reply_to=message)
 
 
+@_says_why
 def step(client_fn: ClientFn, message: Message, context: Context) -> Message:
     """Answer ``train.psl_step`` and ``evaluate.psl_step``."""
     request = records.decode_request(message.content)
@@ -67,3 +104,19 @@ def step(client_fn: ClientFn, message: Message, context: Context) -> Message:
         ):
             request = replace(request, weights=records.decode_tensors(weights))
     return Message(records.encode_reply(client.handle(request)), reply_to=message)
+
+
+@_says_why
+def session(client_fn: ClientFn, message: Message, context: Context) -> Message:
+    """Answer ``train.psl_session``: serve the server's requests over a live connection."""
+    ticket = Ticket.from_values(message.content.config_records.get(TICKET) or {})
+    device = KeyedClient(_CLIENTS.get(client_fn, context), client_key(context.node_config))
+    answered = 0
+    if in_simulation():
+        _BACKGROUND.add(context.node_id, ticket, device)
+    else:
+        stream = StreamClient(ticket)
+        stream.add(context.node_id, ticket.token, device)
+        answered = stream.serve()
+    metrics = MetricRecord({"num-requests": answered})
+    return Message(RecordDict({"psl-session": metrics}), reply_to=message)

@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     SERVER_FORWARD = 4
     CLIENT_DATA = 5
     EVALUATION = 6
+    ENCODING = 7
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:

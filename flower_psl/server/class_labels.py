@@ -12,6 +12,15 @@ from flower_psl.split import LossFn
 _DEFAULT_IGNORE_INDEX = -100
 
 
+def ignored_label(loss_fn: LossFn) -> int | None:
+    """Return the label that a loss ignores, or None if its labels may be no class indices."""
+    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        return loss_fn.ignore_index
+    if loss_fn in (functional.cross_entropy, functional.nll_loss):
+        return _DEFAULT_IGNORE_INDEX
+    return None
+
+
 def check_class_labels(
     loss_fn: LossFn, outputs: Tensor, labels: Tensor, batch_sizes: Mapping[int, int], where: str
 ) -> None:
@@ -39,13 +48,8 @@ def check_class_labels(
     ProtocolError
         If a label is neither in ``[0, C)`` nor the loss's ``ignore_index``.
     """
-    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)):
-        ignored = loss_fn.ignore_index
-    elif loss_fn in (functional.cross_entropy, functional.nll_loss):
-        ignored = _DEFAULT_IGNORE_INDEX
-    else:
-        return
-    if labels.is_floating_point() or outputs.dim() < 2:
+    ignored = ignored_label(loss_fn)
+    if ignored is None or labels.is_floating_point() or outputs.dim() < 2:
         return
     num_classes = outputs.shape[1]
     wrong = ((labels < 0) | (labels >= num_classes)) & (labels != ignored)

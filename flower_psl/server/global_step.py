@@ -2,8 +2,9 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,12 +17,15 @@ from flower_psl.split import LossFn, ServerPass, check_moments, server_pass
 from flower_psl.telemetry import StepRecord
 from flower_psl.transport import Transport
 from flower_psl.wire import (
+    Encodings,
     Phase,
     StepId,
     StepReply,
     StepRequest,
     check_batch,
     check_gradients,
+    decode_reply,
+    encode_batch,
 )
 
 # The plan of a round is made once; a later plan would have a higher number.
@@ -70,6 +74,8 @@ class GlobalStep:
         The run's seed.
     device : torch.device
         Where the server segment computes.
+    encodings : Encodings
+        How tensors travel.
     """
 
     transport: Transport
@@ -78,16 +84,17 @@ class GlobalStep:
     loss_fn: LossFn
     seed: int
     device: torch.device
+    encodings: Encodings = field(default_factory=Encodings)
 
-    def run(self, plan: StepPlan, timeout_s: float) -> StepRecord:
+    def run(self, plan: StepPlan, timeout_s: Callable[[], float]) -> StepRecord:
         """Take one step and return its record.
 
         Parameters
         ----------
         plan : StepPlan
             The step.
-        timeout_s : float
-            Bound on each of the two exchanges, in seconds.
+        timeout_s : callable
+            Returns the bound on the exchange that is about to start, in seconds.
 
         Raises
         ------
@@ -96,12 +103,15 @@ class GlobalStep:
         """
         clock = PhaseClock()
         learner = self.learner
-        learner.start_step()
         requests = self._forward_requests(plan)
-        forwards = self.transport.exchange(requests, timeout_s)
+        clock.lap("encode")
+        learner.start_step()
+        forwards = self.transport.exchange(requests, timeout_s())
         clock.lap("forward_exchange")
 
-        activations, labels = self._global_batch(forwards)
+        batches = self._decoded(forwards)
+        clock.lap("decode")
+        activations, labels = self._global_batch(batches)
         passed = self._server_forward(plan, activations, labels)
         loss = float(passed.loss.detach())
         clock.lap("server_forward")
@@ -111,11 +121,14 @@ class GlobalStep:
         # A client segment with nothing to train, a frozen feature extractor for example,
         # has no use for the gradient.
         returns = _backward_requests(requests, cut_gradients) if learner.client_parameters else {}
-        backwards = self.transport.exchange(returns, timeout_s) if returns else {}
+        clock.lap("encode")
+        backwards = self.transport.exchange(returns, timeout_s()) if returns else {}
         clock.lap("backward_exchange")
 
+        gradients = self._decoded(backwards)
+        clock.lap("decode")
         learner.update(
-            [check_gradients(reply, learner.client_parameters) for reply in backwards.values()],
+            [check_gradients(reply, learner.client_parameters) for reply in gradients],
             [reply.moments for reply in forwards.values()],
         )
         clock.lap("update")
@@ -136,7 +149,7 @@ class GlobalStep:
         )
 
     def _forward_requests(self, plan: StepPlan) -> dict[int, StepRequest]:
-        weights = self.learner.client_weights()
+        weights = self.learner.client_weights(self.encodings.weights)
         return {
             self.nodes[key]: StepRequest(
                 phase=Phase.FORWARD,
@@ -150,14 +163,22 @@ class GlobalStep:
                     batch_size=batch_size,
                 ),
                 weights=weights,
+                encodings=self.encodings,
             )
             for key, batch_size in plan.batch_sizes.items()
         }
 
-    def _global_batch(self, replies: Mapping[int, StepReply]) -> tuple[list[Tensor], Tensor]:
+    def _decoded(self, replies: Mapping[int, StepReply]) -> list[StepReply]:
+        """Return the replies with the values that the clients encoded."""
+        return [
+            decode_reply(reply, self.encodings, self.learner.client_parameters)
+            for reply in replies.values()
+        ]
+
+    def _global_batch(self, replies: Sequence[StepReply]) -> tuple[list[Tensor], Tensor]:
         """Return each client's activations, and all labels, checked, in client order."""
-        batches = {reply.id: check_batch(reply) for reply in replies.values()}
-        for reply in replies.values():
+        batches = {reply.id: check_batch(reply) for reply in replies}
+        for reply in replies:
             check_moments(self.learner.model.client, reply.moments, str(reply.id))
         activations = {step_id: batch[0] for step_id, batch in batches.items()}
         labels = {step_id: batch[1] for step_id, batch in batches.items()}
@@ -194,23 +215,24 @@ class GlobalStep:
             ) from error
         if not bool(torch.isfinite(passed.loss)):
             raise PslError(
-                f"{plan}: the loss is {float(passed.loss.detach())}; it must be finite. Training "
-                "has diverged: lower the learning rate or set max_grad_norm."
+                f"{plan}: the loss is {float(passed.loss.detach())}; it must be finite. Lower "
+                "the learning rate or set max_grad_norm if training has diverged, and look for "
+                "batches in which every label is ignored."
             )
         return passed
 
 
 class PhaseClock:
-    """Seconds of each phase of a step."""
+    """Seconds of each phase of a step; they do not overlap."""
 
     def __init__(self) -> None:
         self._started = self._last = time.perf_counter()
         self._seconds: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
-        """End a phase; the next one begins."""
+        """End a phase, or a part of one; the next one begins."""
         now = time.perf_counter()
-        self._seconds[phase] = now - self._last
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._last
         self._last = now
 
     def seconds(self) -> dict[str, float]:
@@ -222,9 +244,21 @@ def _backward_requests(
     requests: Mapping[int, StepRequest], cut_gradients: Sequence[Tensor]
 ) -> dict[int, StepRequest]:
     return {
-        node: StepRequest(phase=Phase.BACKWARD, id=request.id, gradient=gradient.cpu())
+        node: _backward_request(request, gradient)
         for (node, request), gradient in zip(requests.items(), cut_gradients, strict=True)
     }
+
+
+def _backward_request(forward: StepRequest, gradient: Tensor) -> StepRequest:
+    seed = partial(derive_seed, forward.id.seed, Purpose.ENCODING, *forward.id.position)
+    encoded = encode_batch("gradient", gradient.cpu(), forward.encodings.gradients, seed)
+    return StepRequest(
+        phase=Phase.BACKWARD,
+        id=forward.id,
+        gradient=encoded.values,
+        extras=encoded.extras,
+        encodings=forward.encodings,
+    )
 
 
 def _check_alike(parts: Mapping[StepId, Tensor], name: str) -> None:
@@ -234,9 +268,10 @@ def _check_alike(parts: Mapping[StepId, Tensor], name: str) -> None:
     if not others:
         return
     odd = next(step_id for step_id, kind in kinds.items() if kind != usual)
+    like_most = next(step_id for step_id, kind in kinds.items() if kind == usual)
     (shape, dtype), (usual_shape, usual_dtype) = kinds[odd], usual
     raise ProtocolError(
-        f"{odd}: its {name} are {dtype} {tuple(shape)} an example, those of the other clients "
-        f"{usual_dtype} {tuple(usual_shape)}; all must agree. Give this client the same model, "
-        "transforms and label type as the others."
+        f"{odd}: its {name} are {dtype} {tuple(shape)} an example, but {usual_dtype} "
+        f"{tuple(usual_shape)} at client {like_most.client_key}; all clients must agree. Give "
+        "them the same model, transforms and label type."
     )

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flower_psl.split import SplitModel, segment_tensors, update_running_statistics
+from flower_psl.wire import encode_parameters
 
 OptimizerFn = Callable[[Iterable[nn.Parameter]], Optimizer]
 LRSchedulerFn = Callable[[Optimizer, int], LRScheduler]
@@ -46,22 +47,28 @@ class Learner:
             for name, parameter in model.client.named_parameters()
             if parameter.requires_grad
         }
+        self._client_names = {name for name, _ in model.client.named_parameters()}
         self._optimizer = optimizer_fn(model.parameters())
         self._scheduler = (
             None if lr_scheduler_fn is None else lr_scheduler_fn(self._optimizer, total_steps)
         )
         self._max_grad_norm = max_grad_norm
 
-    def client_weights(self) -> dict[str, Tensor]:
-        """Return the client segment's parameters and buffers, as clients get them.
+    def client_weights(self, encoding: str = "raw") -> Mapping[str, Tensor]:
+        """Return the client segment's parameters and buffers, as they travel to clients.
 
-        They are the model's own tensors where it lies on the CPU, not copies.
+        Raw, they are the model's own tensors where it lies on the CPU, not copies.
         """
-        return {name: tensor.cpu() for name, tensor in segment_tensors(self.model.client).items()}
+        tensors = segment_tensors(self.model.client)
+        return encode_parameters(
+            {name: tensor.cpu() for name, tensor in tensors.items()}, encoding, self._client_names
+        )
 
     def start_step(self) -> None:
         """Drop the gradients of the step before."""
-        self._optimizer.zero_grad(set_to_none=True)
+        # Of all parameters, also those that the optimizer was not given: clipping sees them.
+        for parameter in self.model.parameters():
+            parameter.grad = None
 
     def update(
         self,

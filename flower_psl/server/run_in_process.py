@@ -50,7 +50,7 @@ def run_in_process(
     PslError
         If the run cannot go on.
     """
-    return strategy.start_over(
+    return strategy.run_over(
         InProcessTransport(clients),
         initial_arrays,
         num_rounds=num_rounds,

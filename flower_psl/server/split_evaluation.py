@@ -2,41 +2,60 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from flower_psl.errors import PslError
 from flower_psl.sampling import Purpose, generator
-from flower_psl.server.class_labels import check_class_labels
+from flower_psl.server.class_labels import check_class_labels, ignored_label
 from flower_psl.server.participants import Participants
 from flower_psl.split import LossFn, SplitModel
 from flower_psl.transport import Transport
-from flower_psl.wire import Phase, StepId, StepReply, StepRequest, check_batch
+from flower_psl.wire import (
+    Encodings,
+    Phase,
+    StepId,
+    StepReply,
+    StepRequest,
+    check_batch,
+    decode_reply,
+)
 
 
 @dataclass
 class _Totals:
-    """Sums over examples, and over those that have one class index each."""
+    """Sums over the labels that count: all but those that the loss ignores."""
 
-    examples: int = 0
+    num_examples: int = 0
+    counted: int = 0
     loss: float = 0.0
     classified: int = 0
     correct: int = 0
 
     def add(self, outputs: Tensor, labels: Tensor, loss_fn: LossFn) -> None:
-        self.examples += len(labels)
-        self.loss += float(loss_fn(outputs, labels)) * len(labels)
+        self.num_examples += len(labels)
+        ignored = ignored_label(loss_fn)
+        counts = None if ignored is None else labels != ignored
+        counted = len(labels) if counts is None else int(counts.sum())
+        if not counted:
+            return
+        self.counted += counted
+        is_sum = getattr(loss_fn, "reduction", "mean") == "sum"
+        self.loss += float(loss_fn(outputs, labels)) * (1 if is_sum else counted)
         if outputs.dim() == 2 and labels.dim() == 1 and not labels.is_floating_point():
-            self.classified += len(labels)
-            self.correct += int((outputs.argmax(1) == labels).sum())
+            hits = outputs.argmax(1) == labels
+            self.classified += counted
+            self.correct += int((hits if counts is None else hits & counts).sum())
 
     def metrics(self) -> dict[str, int | float | list[int] | list[float]]:
         metrics: dict[str, int | float | list[int] | list[float]] = {
-            "loss": self.loss / self.examples,
-            "num-examples": self.examples,
+            "num-examples": self.num_examples
         }
-        if self.classified == self.examples:
+        if self.counted:
+            metrics["loss"] = self.loss / self.counted
+        if self.counted and self.classified == self.counted:
             metrics["accuracy"] = self.correct / self.classified
         return metrics
 
@@ -66,13 +85,16 @@ class SplitEvaluation:
     participants : Participants
         The clients.
     loss_fn : callable
-        ``loss_fn(outputs, labels)``; its mean over examples, batch by batch, is reported.
+        ``loss_fn(outputs, labels)``. Its mean over the labels that it does not ignore is
+        reported; class weights are those of each batch.
     batch_size : int
         Examples that a client evaluates in one exchange.
     seed : int
         The run's seed.
     device : torch.device
         Where the server segment computes.
+    encodings : Encodings
+        How tensors travel.
     """
 
     transport: Transport
@@ -81,6 +103,7 @@ class SplitEvaluation:
     batch_size: int
     seed: int
     device: torch.device
+    encodings: Encodings = field(default_factory=Encodings)
 
     @torch.no_grad()
     def run(
@@ -98,7 +121,7 @@ class SplitEvaluation:
         model : SplitModel
             The model; its server segment is left in evaluation mode.
         weights : mapping of str to Tensor
-            The client segment's parameters and buffers.
+            The client segment's parameters and buffers, as they travel.
         keys : list of int
             The clients.
         server_round : int
@@ -109,8 +132,8 @@ class SplitEvaluation:
         Returns
         -------
         dict
-            ``loss`` and ``num-examples``; ``accuracy`` if outputs are ``(n, C)`` and
-            labels are class indices ``(n,)``.
+            ``num-examples``; ``loss`` if any label counts; ``accuracy`` if outputs are
+            ``(n, C)`` and labels are class indices ``(n,)``.
 
         Raises
         ------
@@ -143,15 +166,26 @@ class SplitEvaluation:
                         batch_size=min(self.batch_size, count - start),
                     ),
                     weights=weights,
+                    encodings=self.encodings,
                 )
                 for key, count in counts.items()
                 if start < count
             }
 
     def _add(self, totals: _Totals, model: SplitModel, reply: StepReply) -> None:
-        activations, labels = check_batch(reply)
-        outputs, labels = model.server(activations.to(self.device)), labels.to(self.device)
-        sizes = {reply.id.client_key: len(labels)}
+        activations, labels = check_batch(decode_reply(reply, self.encodings, {}))
+        labels = labels.to(self.device)
         where = f"evaluation after round {reply.id.server_round}"
-        check_class_labels(self.loss_fn, outputs, labels, sizes, where)
-        totals.add(outputs, labels, self.loss_fn)
+        try:
+            outputs = model.server(activations.to(self.device))
+            sizes = {reply.id.client_key: len(labels)}
+            check_class_labels(self.loss_fn, outputs, labels, sizes, where)
+            totals.add(outputs, labels, self.loss_fn)
+        except PslError:
+            raise
+        except Exception as error:
+            raise PslError(
+                f"client {reply.id.client_key}, {where}: the server segment or the loss raised "
+                f"{type(error).__name__}: {error}. It got activations {tuple(activations.shape)} "
+                f"and labels {tuple(labels.shape)}; check this client's model and test data."
+            ) from error

@@ -4,8 +4,8 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import KW_ONLY, dataclass
-from typing import Literal, NoReturn
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Literal, NoReturn, get_args
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -20,7 +20,9 @@ from flower_psl.server.training_run import TrainingRun
 from flower_psl.split import LossFn, SplitModel, check_loss_fn
 from flower_psl.telemetry import RunRecorder
 from flower_psl.transport import Transport
-from flower_psl.transport.flower_messages import FlowerMessageTransport
+from flower_psl.transport.open_transport import TransportName, open_transport
+from flower_psl.transport.stream_ticket import StreamSettings
+from flower_psl.wire import Encodings
 
 _LOG = logging.getLogger("flwr.psl")
 
@@ -69,6 +71,13 @@ class ParallelSplitLearning(Strategy):
         Bound on that wait, in seconds.
     step_timeout_s : float
         Bound on the wait for the replies of one exchange, in seconds.
+    transport : {"auto", "stream", "messages"}
+        How `start` reaches the devices: over live connections, over Flower messages, or
+        over the first where every node can connect and the second where not.
+    stream : StreamSettings
+        Where the server listens for live connections, and how long it waits for them.
+    encodings : Encodings
+        How tensors are made smaller on their way, whatever carries them.
     seed : int
         Seed of the clients' permutations and of random layers, in [0, 2**63).
     device : torch.device or str
@@ -100,6 +109,9 @@ class ParallelSplitLearning(Strategy):
     min_available_nodes: int = 2
     node_timeout_s: float = 120.0
     step_timeout_s: float = 300.0
+    transport: TransportName = "auto"
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    encodings: Encodings = field(default_factory=Encodings)
     seed: int = 0
     device: torch.device | str = "cpu"
     recorder: RunRecorder | None = None
@@ -121,6 +133,16 @@ class ParallelSplitLearning(Strategy):
         check_loss_fn(self.loss_fn)
         if self.client_sync != "step":
             raise ConfigError(f"client_sync is {self.client_sync!r}; it can be 'step'")
+        transports = get_args(TransportName)
+        if self.transport not in transports:
+            raise ConfigError(
+                f"transport is {self.transport!r}; it is one of {', '.join(transports)}"
+            )
+        if not isinstance(self.encodings, Encodings):
+            raise ConfigError(
+                f"encodings is {self.encodings!r}; it must be an Encodings, such as "
+                'Encodings(activations="bf16")'
+            )
         if not 0 <= self.fraction_evaluate <= 1:
             raise ConfigError(
                 f"fraction_evaluate is {self.fraction_evaluate}; it is a share from 0 to 1"
@@ -180,22 +202,30 @@ class ParallelSplitLearning(Strategy):
         PslError
             If the run cannot go on; the message says where and why.
         """
+        self._remove_earlier_results()
         for name, config in (("train_config", train_config), ("evaluate_config", evaluate_config)):
             if config:
                 raise ConfigError(
                     f"{name} is {dict(config)}; parallel split learning sends no configuration to "
                     "clients. Use the run config, which client_fn gets in its Context."
                 )
-        return self.start_over(
-            FlowerMessageTransport(grid),
-            initial_arrays,
-            num_rounds=num_rounds,
-            timeout=timeout,
-            evaluate_fn=evaluate_fn,
+        with open_transport(
+            grid,
+            self.transport,
+            self.stream,
             min_nodes=self.min_available_nodes,
-        )
+            node_timeout_s=self.node_timeout_s,
+        ) as transport:
+            return self.run_over(
+                transport,
+                initial_arrays,
+                num_rounds=num_rounds,
+                timeout=timeout,
+                evaluate_fn=evaluate_fn,
+                min_nodes=self.min_available_nodes,
+            )
 
-    def start_over(
+    def run_over(
         self,
         transport: Transport,
         initial_arrays: ArrayRecord,
@@ -205,7 +235,28 @@ class ParallelSplitLearning(Strategy):
         evaluate_fn: CentralEvaluateFn | None,
         min_nodes: int,
     ) -> Result:
-        """Run as `start` does, over any transport."""
+        """Run as `start` does, over any transport.
+
+        Parameters
+        ----------
+        transport : Transport
+            What reaches the clients.
+        initial_arrays, num_rounds, timeout, evaluate_fn
+            As for `start`.
+        min_nodes : int
+            Nodes to wait for.
+
+        Returns
+        -------
+        Result
+            As `start` returns it.
+
+        Raises
+        ------
+        PslError
+            If the run cannot go on.
+        """
+        self._remove_earlier_results()
 
         def evaluate(server_round: int, state_dict: StateDict) -> Metrics | None:
             if evaluate_fn is None:
@@ -231,6 +282,11 @@ class ParallelSplitLearning(Strategy):
         finally:
             if self.recorder is not None:
                 self.recorder.close()
+
+    def _remove_earlier_results(self) -> None:
+        """Let a run that fails, however early, leave no results of another."""
+        if self.recorder is not None:
+            self.recorder.prepare()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -261,6 +317,7 @@ class ParallelSplitLearning(Strategy):
         _LOG.info("Parallel split learning with %r", self.sampler)
         for name in ("client_sync", "steps_per_round", "max_grad_norm", "fraction_evaluate"):
             _LOG.info("\t%s: %s", name, getattr(self, name))
+        _LOG.info("\t%s", self.encodings)
         _LOG.info("\tcut: %r, seed: %d, device: %s", self.model.at, self.seed, self.device)
 
 

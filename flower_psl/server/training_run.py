@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -85,8 +86,6 @@ class TrainingRun:
             If the run cannot go on.
         """
         strategy, history = self._strategy, self._history
-        if strategy.recorder is not None:
-            strategy.recorder.prepare()
         participants = gather(
             self._transport,
             self._model.client,
@@ -186,13 +185,14 @@ class TrainingRun:
             loss_fn=strategy.loss_fn,
             seed=strategy.seed,
             device=self._device,
+            encodings=strategy.encodings,
         )
         deadline = time.monotonic() + self._round_timeout_s
         num_steps = self._num_steps(schedule)
         self._progress.start_round(server_round, num_steps)
         total_loss, num_examples = 0.0, 0
         for plan in islice(_step_plans(server_round, schedule), num_steps):
-            record = stepper.run(plan, self._timeout_s(deadline, str(plan)))
+            record = stepper.run(plan, partial(self._timeout_s, deadline, str(plan)))
             total_loss += record.loss * record.effective_batch_size
             num_examples += record.effective_batch_size
             if strategy.recorder is not None:
@@ -240,9 +240,11 @@ class TrainingRun:
                 batch_size=strategy.evaluate_batch_size,
                 seed=strategy.seed,
                 device=self._device,
+                encodings=strategy.encodings,
             )
+            weights = learner.client_weights(strategy.encodings.weights)
             history.split_evaluation[server_round] = evaluation.run(
-                self._model, learner.client_weights(), keys, server_round, strategy.step_timeout_s
+                self._model, weights, keys, server_round, strategy.step_timeout_s
             )
         if self._evaluate_fn is not None:
             metrics = self._evaluate_fn(server_round, self._model.state_dict())

@@ -122,4 +122,4 @@ class FlowerMessageTransport:
 
 def _reason(message: Message) -> str:
     reason = (message.error.reason or "no reason given").strip()
-    return f"the client answered with error {message.error.code}: {reason}"
+    return f"the client failed (Flower's error {message.error.code}): {reason}"

@@ -41,7 +41,16 @@ class InProcessTransport:
 
     def describe(self, nodes: Iterable[int], timeout_s: float) -> dict[int, DescribeReply]:
         """Ask each client for its description; its key is the one it was given here."""
-        return {node: replace(self._clients[node].describe(), client_key=node) for node in nodes}
+        descriptions = {}
+        for node in nodes:
+            try:
+                description = self._clients[node].describe()
+            except Exception as error:
+                raise ClientError(
+                    f"client {node}, describing itself, raised {type(error).__name__}: {error}"
+                ) from error
+            descriptions[node] = replace(description, client_key=node)
+        return descriptions
 
     def exchange(
         self, requests: Mapping[int, StepRequest], timeout_s: float

@@ -4,12 +4,22 @@
 messages travel, so that nothing else needs flwr.
 """
 
+from flower_psl.wire.decode_reply import decode_reply
 from flower_psl.wire.describe import (
     PROTOCOL_VERSION,
     DescribeReply,
     TensorSpec,
     differences,
     segment_spec,
+)
+from flower_psl.wire.encodings import (
+    ENCODINGS,
+    EncodedBatch,
+    Encodings,
+    decode_batch,
+    decode_parameters,
+    encode_batch,
+    encode_parameters,
 )
 from flower_psl.wire.step import (
     Phase,
@@ -22,8 +32,11 @@ from flower_psl.wire.step import (
 )
 
 __all__ = [
+    "ENCODINGS",
     "PROTOCOL_VERSION",
     "DescribeReply",
+    "EncodedBatch",
+    "Encodings",
     "Phase",
     "StepId",
     "StepReply",
@@ -32,6 +45,11 @@ __all__ = [
     "check_batch",
     "check_belongs",
     "check_gradients",
+    "decode_batch",
+    "decode_parameters",
+    "decode_reply",
     "differences",
+    "encode_batch",
+    "encode_parameters",
     "segment_spec",
 ]

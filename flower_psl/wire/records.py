@@ -5,8 +5,6 @@ a forward request holds ``weights`` too, a record of its own so that it is made 
 step for all clients.
 """
 
-import json
-import math
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -14,14 +12,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from flower_psl.errors import ProtocolError
-from flower_psl.wire.describe import DescribeReply, TensorSpec
-from flower_psl.wire.step import Phase, StepId, StepReply, StepRequest
+from flower_psl.wire import parts
+from flower_psl.wire.describe import DescribeReply
+from flower_psl.wire.step import StepReply, StepRequest
 from flower_psl.wire.tensors import dtype_name, from_bytes, to_bytes
 
 _SERIALIZATION = "psl.raw"
-_ID = "id"
-_PHASE = "phase"
-_GROUPS = ("gradients", "moments")
 
 T = TypeVar("T")
 
@@ -70,12 +66,11 @@ def encode_request(request: StepRequest, weights: ArrayRecord) -> RecordDict:
     weights : ArrayRecord
         ``encode_tensors(request.weights)``, handed in because clients share it.
     """
-    tensors = {} if request.gradient is None else {"gradient": request.gradient}
     return RecordDict(
         {
-            "psl": ConfigRecord({_PHASE: str(request.phase), _ID: list(request.id)}),
+            "psl": ConfigRecord({**parts.request_config(request)}),
             "weights": weights,
-            "tensors": encode_tensors(tensors),
+            "tensors": encode_tensors(parts.request_tensors(request)),
         }
     )
 
@@ -88,29 +83,17 @@ def decode_request(content: RecordDict) -> StepRequest:
     ProtocolError
         If a record is missing or does not hold what `encode_request` wrote.
     """
-    config = _record(content, "psl", ConfigRecord)
-    return StepRequest(
-        phase=_phase(config),
-        id=_step_id(config),
-        weights=decode_tensors(_record(content, "weights", ArrayRecord)),
-        gradient=decode_tensors(_record(content, "tensors", ArrayRecord)).get("gradient"),
+    return parts.request_of(
+        _record(content, "psl", ConfigRecord),
+        decode_tensors(_record(content, "weights", ArrayRecord)),
+        decode_tensors(_record(content, "tensors", ArrayRecord)),
     )
 
 
 def encode_reply(reply: StepReply) -> RecordDict:
     """Return a reply as a RecordDict."""
-    tensors = {
-        name: tensor
-        for name, tensor in (("activations", reply.activations), ("labels", reply.labels))
-        if tensor is not None
-    }
-    for group in _GROUPS:
-        named: Mapping[str, Tensor] = getattr(reply, group)
-        tensors |= {f"{group}/{name}": tensor for name, tensor in named.items()}
-    config = ConfigRecord(
-        {_PHASE: str(reply.phase), _ID: list(reply.id), "compute-s": reply.compute_s}
-    )
-    return RecordDict({"psl": config, "tensors": encode_tensors(tensors)})
+    config = ConfigRecord({**parts.reply_config(reply)})
+    return RecordDict({"psl": config, "tensors": encode_tensors(parts.reply_tensors(reply))})
 
 
 def decode_reply(content: RecordDict) -> StepReply:
@@ -121,54 +104,15 @@ def decode_reply(content: RecordDict) -> StepReply:
     ProtocolError
         If a record is missing or does not hold what `encode_reply` wrote.
     """
-    config = _record(content, "psl", ConfigRecord)
-    tensors = decode_tensors(_record(content, "tensors", ArrayRecord))
-    compute_s = config.get("compute-s")
-    if not isinstance(compute_s, float) or not 0 <= compute_s < math.inf:
-        raise ProtocolError(
-            f"compute-s is {compute_s!r}; it must be seconds, finite and 0.0 or more"
-        )
-    groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
-    batch: dict[str, Tensor] = {}
-    for full_name, tensor in tensors.items():
-        group, _, name = full_name.partition("/")
-        if name and group in groups:
-            groups[group][name] = tensor
-        elif full_name in ("activations", "labels"):
-            batch[full_name] = tensor
-        else:
-            raise ProtocolError(
-                f"a reply holds the tensor {full_name!r}; known are activations, labels and "
-                f"the groups {list(_GROUPS)}. Install the same flower-psl on both sides."
-            )
-    return StepReply(
-        phase=_phase(config),
-        id=_step_id(config),
-        activations=batch.get("activations"),
-        labels=batch.get("labels"),
-        gradients=groups["gradients"],
-        moments=groups["moments"],
-        compute_s=compute_s,
+    return parts.reply_of(
+        _record(content, "psl", ConfigRecord),
+        decode_tensors(_record(content, "tensors", ArrayRecord)),
     )
 
 
 def encode_description(reply: DescribeReply) -> RecordDict:
     """Return a description as a RecordDict."""
-    segment = {
-        name: [list(spec.shape), spec.dtype, spec.trainable]
-        for name, spec in reply.segment.items()
-    }
-    config = ConfigRecord(
-        {
-            "version": reply.version,
-            # -1 stands for "none given": a ConfigRecord has no null, and keys start at 0.
-            "client-key": -1 if reply.client_key is None else reply.client_key,
-            "num-examples": reply.num_examples,
-            "num-test-examples": reply.num_test_examples,
-            "segment": json.dumps(segment),
-        }
-    )
-    return RecordDict({"psl": config})
+    return RecordDict({"psl": ConfigRecord({**parts.description_config(reply)})})
 
 
 def decode_description(content: RecordDict) -> DescribeReply:
@@ -179,30 +123,7 @@ def decode_description(content: RecordDict) -> DescribeReply:
     ProtocolError
         If it does not hold what `encode_description` wrote.
     """
-    config = _record(content, "psl", ConfigRecord)
-    numbers = {}
-    for name in ("version", "client-key", "num-examples", "num-test-examples"):
-        value = config.get(name)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ProtocolError(f"a description's {name} is {value!r}; it must be an integer")
-        numbers[name] = value
-    try:
-        segment = {
-            str(name): TensorSpec(tuple(int(size) for size in shape), str(dtype), bool(trainable))
-            for name, (shape, dtype, trainable) in json.loads(str(config.get("segment"))).items()
-        }
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ProtocolError(
-            f"a description's segment is not a table of names, shapes and dtypes ({error}); "
-            "install the same flower-psl on both sides"
-        ) from error
-    return DescribeReply(
-        version=numbers["version"],
-        client_key=None if numbers["client-key"] == -1 else numbers["client-key"],
-        num_examples=numbers["num-examples"],
-        num_test_examples=numbers["num-test-examples"],
-        segment=segment,
-    )
+    return parts.description_of(_record(content, "psl", ConfigRecord))
 
 
 def _record(content: RecordDict, name: str, kind: type[T]) -> T:
@@ -213,24 +134,3 @@ def _record(content: RecordDict, name: str, kind: type[T]) -> T:
             "parallel split learning; send it with flower-psl"
         )
     return record
-
-
-def _phase(config: ConfigRecord) -> Phase:
-    value = config.get(_PHASE)
-    try:
-        return Phase(str(value))
-    except ValueError:
-        raise ProtocolError(
-            f"phase {value!r} is unknown; it is one of {[str(phase) for phase in Phase]}"
-        ) from None
-
-
-def _step_id(config: ConfigRecord) -> StepId:
-    value = config.get(_ID)
-    if (
-        not isinstance(value, list)
-        or len(value) != len(StepId._fields)
-        or not all(isinstance(number, int) for number in value)
-    ):
-        raise ProtocolError(f"id {value!r} is not the {len(StepId._fields)} integers of a step")
-    return StepId(*(int(number) for number in value))

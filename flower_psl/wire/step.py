@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from flower_psl.errors import ProtocolError
+from flower_psl.wire.encodings import Encodings
 from flower_psl.wire.tensors import is_finite, payload_bytes
 
 
@@ -43,6 +45,11 @@ class StepId(NamedTuple):
     start: int
     batch_size: int
 
+    @property
+    def position(self) -> tuple[int, int, int, int]:
+        """Where in the run the random draws of this part belong."""
+        return (self.server_round, self.plan, self.step, self.client_key)
+
     def __str__(self) -> str:
         """Return, for example, ``client 3, round 2, step 40``."""
         return f"client {self.client_key}, round {self.server_round}, step {self.step}"
@@ -50,7 +57,7 @@ class StepId(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StepRequest:
-    """What the server asks of one client.
+    """What the server asks of one client; tensors are encoded, as they travel.
 
     Attributes
     ----------
@@ -64,12 +71,18 @@ class StepRequest:
         are those of its forward request.
     gradient : Tensor or None
         Backward only: the gradient of the loss by this client's activations.
+    extras : mapping of str to Tensor
+        What decoding the gradient needs besides, such as ``gradient|scale``.
+    encodings : Encodings
+        How the request's tensors are encoded, and how those of its reply must be.
     """
 
     phase: Phase
     id: StepId
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     gradient: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    encodings: Encodings = field(default_factory=Encodings)
 
     def __post_init__(self) -> None:
         """Refuse a request that no client could answer."""
@@ -95,12 +108,12 @@ class StepRequest:
     def payload_bytes(self) -> int:
         """Bytes of the tensors that travel."""
         gradient = [] if self.gradient is None else [self.gradient]
-        return payload_bytes([*self.weights.values(), *gradient])
+        return payload_bytes([*self.weights.values(), *gradient, *self.extras.values()])
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepReply:
-    """What one client answers.
+    """What one client answers; tensors are encoded, as they travel.
 
     Attributes
     ----------
@@ -110,21 +123,30 @@ class StepReply:
         The id of the request.
     activations : Tensor or None
         Forward and evaluate: the cut layer's output, ``(batch_size, ...)``.
+    activation_dtype : torch.dtype or None
+        What the activations were before they were encoded.
+    extras : mapping of str to Tensor
+        What decoding the activations needs besides, such as ``activations|scale``.
     labels : Tensor or None
         Forward and evaluate: ``(batch_size, ...)``.
     gradients : mapping of str to Tensor
-        Backward: gradient by parameter, a parameter without one left out.
+        Backward: gradient by parameter.
+    unused : tuple of str
+        Backward: trainable parameters that the activations do not depend on.
     moments : mapping of str to Tensor
         Forward: moments of the inputs of BatchNorm layers, see `split.batch_norm`.
     compute_s : float
-        Seconds that the client computed.
+        Seconds that the client computed, encoding and decoding included.
     """
 
     phase: Phase
     id: StepId
     activations: Tensor | None = None
+    activation_dtype: torch.dtype | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
     moments: Mapping[str, Tensor] = field(default_factory=dict)
     compute_s: float = 0.0
 
@@ -132,7 +154,8 @@ class StepReply:
     def payload_bytes(self) -> int:
         """Bytes of the tensors that travel."""
         batch = [tensor for tensor in (self.activations, self.labels) if tensor is not None]
-        return payload_bytes([*batch, *self.gradients.values(), *self.moments.values()])
+        groups = (self.extras, self.gradients, self.moments)
+        return payload_bytes([*batch, *(part for group in groups for part in group.values())])
 
 
 def check_belongs(reply: StepReply, request: StepRequest) -> None:
@@ -172,6 +195,11 @@ def check_batch(reply: StepReply) -> tuple[Tensor, Tensor]:
                 f"{where}: {rows} {name} for a batch of {count}; the first size of what the "
                 "client segment and the data set return must be the number of examples"
             )
+        if name == "activations" and not tensor.is_floating_point():
+            raise ProtocolError(
+                f"{where}: the activations are {tensor.dtype}; gradients flow through "
+                "floating-point values only. Cut behind a layer that returns those."
+            )
         if not is_finite(tensor):
             raise ProtocolError(
                 f"{where}: the {name} have NaN or infinite values; every value must be finite. "
@@ -193,8 +221,15 @@ def check_gradients(reply: StepReply, parameters: Mapping[str, Tensor]) -> Mappi
     Raises
     ------
     ProtocolError
-        If a name, shape or dtype is not the parameter's, or a value is not finite.
+        If a parameter has neither a gradient nor is said to be unused, a name, shape or
+        dtype is not the parameter's, or a value is not finite.
     """
+    if missing := sorted(set(parameters) - set(reply.gradients) - set(reply.unused)):
+        raise ProtocolError(
+            f"{reply.id}: no gradient for {missing}; a reply has one for each of the "
+            f"{len(parameters)} trainable parameters, or names it as unused. Build the same model "
+            "on both sides."
+        )
     for name, gradient in reply.gradients.items():
         parameter = parameters.get(name)
         if parameter is None:

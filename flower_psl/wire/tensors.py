@@ -46,8 +46,8 @@ def dtype_of(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def to_bytes(tensor: Tensor) -> bytes:
-    """Return a tensor's elements, row-major and little-endian.
+def as_bytes_view(tensor: Tensor) -> memoryview:
+    """Return a tensor's elements, row-major and little-endian, copied only if they must be.
 
     Raises
     ------
@@ -57,7 +57,12 @@ def to_bytes(tensor: Tensor) -> bytes:
     dtype_of(dtype_name(tensor.dtype))
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     # NumPy has no bfloat16, so every tensor leaves as plain bytes.
-    return flat.view(torch.uint8).numpy().tobytes()
+    return flat.view(torch.uint8).numpy().data
+
+
+def to_bytes(tensor: Tensor) -> bytes:
+    """Return a copy of `as_bytes_view`."""
+    return as_bytes_view(tensor).tobytes()
 
 
 def from_bytes(data: bytes, dtype: str, shape: Sequence[int]) -> Tensor:

@@ -18,5 +18,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy = build_strategy(
         recorder=RunRecorder(str(context.run_config["out"])),
         steps_per_round=int(context.run_config["steps-per-round"]),
+        min_available_nodes=int(context.run_config["num-clients"]),
+        transport=str(context.run_config["transport"]),
     )
     strategy.start(grid, ArrayRecord(build_model().state_dict()), num_rounds=1)

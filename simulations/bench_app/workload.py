@@ -1,15 +1,16 @@
-"""What the benchmarks train: a small CNN on 32x32 images, ten clients, batches of 128.
+"""What the benchmarks train: a small CNN on 32x32 images, 512 a client, batches of 128.
 
 The images are random: a step takes as long on noise as on photographs.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from flower_psl import GlobalSampler, ParallelSplitLearning, RunRecorder, SplitClient, cut
+from flower_psl import GlobalSampler, ParallelSplitLearning, SplitClient, cut
 
-NUM_CLIENTS = 10
 EXAMPLES_PER_CLIENT = 512
 BATCH_SIZE = 128
 CUT = "block1"
@@ -54,17 +55,18 @@ def build_optimizer(model: nn.Module) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
 
-def build_strategy(
-    recorder: RunRecorder | None = None, steps_per_round: int | None = None
-) -> ParallelSplitLearning:
-    """Return the strategy with the same optimizer."""
+def build_sampler() -> GlobalSampler:
+    """Return the sampler."""
+    return GlobalSampler(batch_size=BATCH_SIZE, seed=SEED)
+
+
+def build_strategy(**settings: Any) -> ParallelSplitLearning:
+    """Return the strategy with the same optimizer; `settings` are fields of it."""
     return ParallelSplitLearning(
         model=cut(build_model(), at=CUT),
-        sampler=GlobalSampler(batch_size=BATCH_SIZE, seed=SEED),
+        sampler=build_sampler(),
         loss_fn=nn.CrossEntropyLoss(),
         optimizer_fn=lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
-        steps_per_round=steps_per_round,
-        min_available_nodes=NUM_CLIENTS,
         seed=SEED,
-        recorder=recorder,
+        **settings,
     )

@@ -34,6 +34,7 @@ def test_keys_reach_their_fields() -> None:
     [
         ({"batchsize": 8}, ["batchsize = 8", "did you mean", "batch-size", "The keys are"]),
         ({"zzzzz": 1}, ["zzzzz = 1", "no key of this app", "remove it", "num-server-rounds"]),
+        ({"transport": "grpc"}, ["transport = 'grpc'", "auto, stream, messages"]),
         ({"sampler": "gspl"}, ["sampler = 'gspl'", "'gpsl'", "gpsl, fls, fpls, sl"]),
         (
             {"partitioner": "dirichlett"},

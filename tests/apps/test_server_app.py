@@ -1,15 +1,19 @@
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from flwr.app import MetricRecord
+from flwr.app import Context, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Result
 from torch import nn
 
 from apps.image_classification.config import AppConfig
 from apps.image_classification.image_spec import ImageSpec
 from apps.image_classification.models import initial_model
-from apps.image_classification.server_app import build_strategy, report
-from flower_psl import CutError, GlobalSampler
+from apps.image_classification.server_app import build_strategy, main, report
+from flower_psl import ConfigError, CutError, GlobalSampler, PslError, StreamSettings
+
+if TYPE_CHECKING:
+    from tests.conftest import FakeGrid
 
 DIGITS = ImageSpec(num_channels=1, height=8, width=8, num_classes=10)
 
@@ -31,6 +35,9 @@ def test_the_strategy_is_the_one_configured(tmp_path: Path) -> None:
             "min-available-nodes": 5,
             "node-timeout-s": 7,
             "step-timeout-s": 8,
+            "transport": "messages",
+            "stream-address": "0.0.0.0:9200",
+            "stream-advertise": "server.example:9200",
             "out": str(tmp_path),
         }
     )
@@ -41,6 +48,10 @@ def test_the_strategy_is_the_one_configured(tmp_path: Path) -> None:
     assert (strategy.max_grad_norm, strategy.steps_per_round) == (2.0, 3)
     assert (strategy.fraction_evaluate, strategy.min_available_nodes) == (0.5, 5)
     assert (strategy.node_timeout_s, strategy.step_timeout_s) == (7.0, 8.0)
+    assert strategy.transport == "messages"
+    assert strategy.stream == StreamSettings(
+        address="0.0.0.0:9200", advertise="server.example:9200"
+    )
     assert (strategy.seed, strategy.model_name) == (4, "small-cnn")
     assert strategy.lr_scheduler_fn is not None
     assert strategy.recorder is not None
@@ -57,6 +68,45 @@ def test_what_is_off_by_default_is_off() -> None:
 def test_a_cut_that_is_not_there_is_refused() -> None:
     with pytest.raises(CutError, match="block9"):
         build_strategy(AppConfig(cut="block9"), model())
+
+
+def context(run_config: dict[str, str | int | float | bool]) -> Context:
+    return Context(1, 0, {}, RecordDict(), run_config)
+
+
+@pytest.mark.parametrize(
+    ("setting", "error"),
+    [
+        ({"model": "resnet19"}, ConfigError),
+        ({"no-such-key": 1}, ConfigError),
+        ({"dataset": "/no/such/folder"}, ConfigError),
+        ({"cut": "block9"}, CutError),
+    ],
+)
+def test_a_run_that_is_refused_leaves_no_results_of_another(
+    tmp_path: Path,
+    fake_grid: "type[FakeGrid]",
+    setting: dict[str, str | int | float | bool],
+    error: type[PslError],
+) -> None:
+    for name in ("summary.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "notes.txt").write_text("not a run's")
+    with pytest.raises(error):
+        main(fake_grid({}), context({"out": str(tmp_path), **setting}))
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "steps.jsonl"}
+    assert (tmp_path / "steps.jsonl").read_text() == ""
+
+
+def test_a_folder_that_the_configuration_refuses_is_not_touched(
+    tmp_path: Path, fake_grid: "type[FakeGrid]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "summary.json").write_text("{}")
+    with pytest.raises(ConfigError, match="out = 'runs'"):
+        main(fake_grid({}), context({"out": "runs"}))
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["summary.json"]
 
 
 @pytest.mark.parametrize(("out", "files"), [("", "no files"), ("/tmp/run", "files in /tmp/run")])

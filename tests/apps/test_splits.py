@@ -81,11 +81,12 @@ def test_a_hub_that_cannot_be_reached_is_an_error_of_the_configuration(
     refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(self: FederatedDataset, split: str) -> Dataset:
-        raise ConnectionError("Couldn't reach 'owner/name' on the Hub")
+        raise ConnectionError("Couldn't reach 'owner/name' on the Hub.")
 
     monkeypatch.setattr(FederatedDataset, "load_split", unreachable)
     text = refusal(load_splits, DataConfig(dataset="owner/name"))
-    assert "dataset = 'owner/name' cannot be loaded: Couldn't reach" in text
+    reason = "Couldn't reach 'owner/name' on the Hub"
+    assert f"dataset = 'owner/name' cannot be loaded: {reason}. It has to be 'digits'" in text
     assert "check the name and the network" in text
 
 

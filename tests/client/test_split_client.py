@@ -110,6 +110,61 @@ def test_a_recomputed_backward_gives_the_same_bits(make: Callable[[], TensorData
     assert_equal(backward(client, with_weights=True), cached)
 
 
+def test_a_forgotten_step_is_not_answered_from_memory() -> None:
+    client = SplitClient(segment(), DATA)
+    forward(client)
+    backward(client)
+    assert client.holds(ID)
+    client.forget()
+    assert not client.holds(ID)
+    with pytest.raises(ProtocolError, match=r"client 5, round 1, step 1: a gradient .* not known"):
+        backward(client)
+
+
+@pytest.mark.parametrize("phase", [Phase.FORWARD, Phase.EVALUATE])
+def test_a_forward_without_all_weights_is_refused(phase: Phase) -> None:
+    client = SplitClient(segment(), DATA, DATA)
+    absent = ["0.bias", "1.running_var"]
+    weights = {name: tensor for name, tensor in WEIGHTS.items() if name not in absent}
+    with pytest.raises(
+        ProtocolError,
+        match=r"^client 5, round 1, step 1: a forward request without the weights "
+        r"\['0.bias', '1.running_var'\]; it must bring all 7 parameters and buffers.*Build the",
+    ):
+        client.handle(StepRequest(phase=phase, id=ID, weights=weights))
+
+
+def test_a_backward_with_some_of_the_weights_is_refused() -> None:
+    request = StepRequest(
+        phase=Phase.BACKWARD,
+        id=ID,
+        gradient=torch.zeros(4, 4, 2, 2),
+        weights={"0.weight": WEIGHTS["0.weight"]},
+    )
+    with pytest.raises(ProtocolError, match=r"without the weights \['0.bias', '1.weight', .* 7 p"):
+        SplitClient(segment(), DATA).handle(request)
+
+
+def test_parameters_that_the_activations_do_not_depend_on_are_named() -> None:
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.spare, self.frozen = nn.Linear(4, 2), nn.Linear(4, 2), nn.Linear(4, 2)
+            self.frozen.requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.used(x)
+            return output
+
+    partly = Partly()
+    client = SplitClient(partly, TensorDataset(torch.rand(10, 4), torch.arange(10)))
+    weights = segment_tensors(partly)
+    client.handle(StepRequest(phase=Phase.FORWARD, id=ID, weights=weights))
+    reply = client.handle(StepRequest(phase=Phase.BACKWARD, id=ID, gradient=torch.ones(4, 2)))
+    assert set(reply.gradients) == {"used.weight", "used.bias"}
+    assert reply.unused == ("spare.weight", "spare.bias")
+
+
 class Token:
     """Lives as long as the graph that it is kept in."""
 

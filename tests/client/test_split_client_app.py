@@ -1,5 +1,7 @@
+import logging
 import pickle
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from flower_psl import ConfigError, ProtocolError, SplitClient, SplitClientApp
+from flower_psl import SplitClient, SplitClientApp
 from flower_psl.client import split_client_app
 from flower_psl.client.client_cache import ClientCache
 from flower_psl.split import segment_tensors
@@ -50,22 +52,36 @@ def context(run_id: int = 1) -> Context:
     return Context(run_id, 10, {"partition-id": 3}, RecordDict(), {})
 
 
-def send(context: Context, request: StepRequest, weights: "Mapping[str, Tensor]") -> RecordDict:
+def send(context: Context, request: StepRequest, weights: "Mapping[str, Tensor]") -> Message:
     kind = "evaluate.psl_step" if request.phase is Phase.EVALUATE else "train.psl_step"
     content = records.encode_request(request, records.encode_tensors(weights))
-    return SplitClientApp(client_fn)(Message(content, 10, kind), context).content
+    return SplitClientApp(client_fn)(Message(content, 10, kind), context)
 
 
 def forward(context: Context, step: StepId = ID) -> Tensor:
     request = StepRequest(phase=Phase.FORWARD, id=step, weights=WEIGHTS)
-    reply = records.decode_reply(send(context, request, WEIGHTS))
+    reply = records.decode_reply(send(context, request, WEIGHTS).content)
     assert reply.activations is not None
     return reply.activations
 
 
-def backward(context: Context, step: StepId = ID) -> dict[str, Tensor]:
+def send_backward(context: Context, step: StepId = ID) -> Message:
     request = StepRequest(phase=Phase.BACKWARD, id=step, gradient=torch.ones(4, 8))
-    return dict(records.decode_reply(send(context, request, {})).gradients)
+    return send(context, request, {})
+
+
+def backward(context: Context, step: StepId = ID) -> dict[str, Tensor]:
+    return dict(records.decode_reply(send_backward(context, step).content).gradients)
+
+
+def assert_refused(reply: Message, reason: str) -> None:
+    """Look for the one line that says what to do, in an error message of Flower's."""
+    assert reply.has_error()
+    assert not reply.has_content()
+    assert reply.error.code == 2
+    assert reply.error.reason is not None
+    assert re.match(reason, reply.error.reason), reply.error.reason
+    assert "Traceback" not in reply.error.reason
 
 
 def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
@@ -137,13 +153,16 @@ def test_the_context_of_another_step_does_not_serve(monkeypatch: pytest.MonkeyPa
     forward(here)
     forward(here, ID._replace(step=2))
     new_process(monkeypatch)
-    with pytest.raises(ProtocolError, match="client 3, round 1, step 1: a gradient came for"):
-        backward(here)
+    assert_refused(
+        send_backward(here), "ProtocolError: client 3, round 1, step 1: a gradient came for"
+    )
 
 
 def test_a_lost_context_is_told() -> None:
-    with pytest.raises(ProtocolError, match=r"not known here; .*Let the server repeat the step"):
-        backward(context())
+    assert_refused(
+        send_backward(context()),
+        r"ProtocolError: .* not known here; .*Let the server repeat the step\.$",
+    )
 
 
 def test_another_run_makes_a_client_of_its_own() -> None:
@@ -155,21 +174,59 @@ def test_another_run_makes_a_client_of_its_own() -> None:
 def test_evaluation_leaves_the_state_alone() -> None:
     here = context()
     request = StepRequest(phase=Phase.EVALUATE, id=ID, weights=WEIGHTS)
-    with pytest.raises(ProtocolError, match="of 0 in the test data"):
-        send(here, request, WEIGHTS)
+    assert_refused(send(here, request, WEIGHTS), "ProtocolError: .* of 0 in the test data")
     assert list(here.state) == []
 
 
 def test_a_message_of_others_is_refused() -> None:
     message = Message(RecordDict(), 10, "train.psl_step")
-    with pytest.raises(ProtocolError, match="without the ConfigRecord 'psl'"):
-        SplitClientApp(client_fn)(message, context())
+    reply = SplitClientApp(client_fn)(message, context())
+    assert_refused(reply, "ProtocolError: .* without the ConfigRecord 'psl'")
 
 
 def test_a_bad_client_key_is_refused() -> None:
     here = Context(1, 10, {"partition-id": -4}, RecordDict(), {})
-    with pytest.raises(ConfigError, match="partition-id = -4"):
-        SplitClientApp(client_fn)(Message(RecordDict(), 10, "query.psl_describe"), here)
+    reply = SplitClientApp(client_fn)(Message(RecordDict(), 10, "query.psl_describe"), here)
+    assert_refused(reply, "ConfigError: .*partition-id = -4")
+
+
+@pytest.mark.parametrize("kind", ["query.psl_describe", "train.psl_step", "evaluate.psl_step"])
+def test_an_error_of_the_users_code_is_answered_to_the_message_that_met_it(kind: str) -> None:
+    def broken(context: Context) -> SplitClient:
+        raise FileNotFoundError("/data/train.npz")
+
+    request = StepRequest(phase=Phase.EVALUATE, id=ID, weights={})
+    content = records.encode_request(request, records.encode_tensors({}))
+    message = Message(content, 10, kind)
+    message.metadata.__dict__["_message_id"] = "m-1"
+    reply = SplitClientApp(broken)(message, context())
+    assert_refused(reply, "FileNotFoundError: /data/train.npz$")
+    assert reply.metadata.reply_to_message_id == "m-1"
+
+
+def test_the_device_logs_a_traceback_of_the_users_errors_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(context: Context) -> SplitClient:
+        raise FileNotFoundError("/data/train.npz")
+
+    def unlike(context: Context) -> SplitClient:
+        return cast(SplitClient, nn.Linear(1, 1))
+
+    message = Message(RecordDict(), 10, "query.psl_describe")
+    with caplog.at_level(logging.ERROR, "flwr.psl"):
+        for client_fn in (broken, unlike):
+            SplitClientApp(client_fn)(message, context())
+    theirs, ours = caplog.records
+    assert theirs.getMessage() == "/data/train.npz"
+    assert theirs.exc_info
+    assert "client_fn returned a Linear" in ours.getMessage()
+    assert not ours.exc_info
+
+
+def test_a_session_without_a_ticket_is_an_error_message() -> None:
+    reply = SplitClientApp(client_fn)(Message(RecordDict(), 10, "train.psl_session"), context())
+    assert_refused(reply, r"ProtocolError: a ticket .* unusable \['address', .*Install the same")
 
 
 def test_ordinary_handlers_live_beside() -> None:

@@ -89,21 +89,23 @@ def in_process(config: RunConfig) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_same_bits_in_process_and_with_one_and_two_actors(
+def test_same_bits_in_process_over_messages_and_over_the_stream(
     model: str, simulation: FlowerSimulation, tmp_path: Path
 ) -> None:
     config = SHORT | MODELS[model]
     expected = in_process(config)
-    for actors in (1, 2):
-        out = tmp_path / str(actors)
-        status, log = run(simulation, config | {"out": str(out)}, actors)
+    runs = [("messages", 2), ("stream", 2)] + [("messages", 1)] * (model == "small-cnn")
+    for transport, actors in runs:
+        out = tmp_path / f"{transport}-{actors}"
+        run_config = config | {"out": str(out), "transport": transport}
+        status, log = run(simulation, run_config, actors)
         assert status == "finished:completed", log
         weights = load_file(out / "model.safetensors")
         assert set(weights) == set(expected)
         different = [name for name in expected if not torch.equal(weights[name], expected[name])]
-        assert different == [], f"{actors} actors"
+        assert different == [], f"{transport}, {actors} actors"
         summary = json.loads((out / "summary.json").read_text())
-        assert summary["transport"] == "messages"
+        assert summary["transport"] == transport
         assert summary["num_clients"] == NUM_CLIENTS
         assert summary["steps"] == 6
 
@@ -121,6 +123,7 @@ def test_same_bits_in_process_and_with_one_and_two_actors(
 def test_a_failing_run_says_why_and_leaves_no_summary(
     config: RunConfig, expected: list[str], simulation: FlowerSimulation, tmp_path: Path
 ) -> None:
+    (tmp_path / "summary.json").write_text("of an earlier run")
     status, log = run(simulation, config | {"out": str(tmp_path)})
     assert status.startswith("finished:failed"), log
     for words in expected:

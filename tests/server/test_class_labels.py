@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flower_psl import ProtocolError
-from flower_psl.server.class_labels import check_class_labels
+from flower_psl.server.class_labels import check_class_labels, ignored_label
 from flower_psl.split import LossFn
 
 SIZES = {4: 2, 7: 1, 9: 3}  # client key: examples
@@ -53,6 +53,13 @@ def test_good_and_ignored_labels_pass(loss_fn: LossFn) -> None:
 def test_the_ignored_label_is_that_of_the_loss() -> None:
     assert check(nn.CrossEntropyLoss(ignore_index=255), torch.full((6,), 255))
     assert not check(nn.CrossEntropyLoss(ignore_index=255), torch.full((6,), -100))
+
+
+def test_a_loss_of_classes_ignores_one_label_and_others_none() -> None:
+    assert [ignored_label(loss_fn) for loss_fn in CLASS_LOSSES] == [-100] * 4
+    assert ignored_label(nn.NLLLoss(ignore_index=7)) == 7
+    assert ignored_label(nn.MSELoss()) is None
+    assert ignored_label(functional.mse_loss) is None
 
 
 def test_the_first_of_several_is_named() -> None:

@@ -16,6 +16,7 @@ from flower_psl import (
     PslError,
     SplitClient,
     SplitModel,
+    WaitError,
     cut,
 )
 from flower_psl.sampling import Purpose, generator
@@ -27,6 +28,10 @@ from flower_psl.wire import DescribeReply, Phase, StepReply, StepRequest
 
 PLAN = StepPlan(server_round=2, step=3, batch_sizes={2: 3, 5: 1, 9: 4}, starts={2: 0, 5: 2, 9: 6})
 Lie = Callable[[StepReply], StepReply]
+
+
+def one_second() -> float:
+    return 1.0
 
 
 @dataclass
@@ -94,12 +99,76 @@ def test_steps_are_those_of_centralized_training(
     ours = stepper(split, clients)
     inputs, labels = global_batch(train_sets)
     for _ in range(2):
-        record = ours.run(PLAN, timeout_s=1)
+        record = ours.run(PLAN, one_second)
         loss = cross_entropy(reference(inputs), labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         assert record.loss == pytest.approx(float(loss.detach()), rel=1e-12)
+    for name, tensor in split.state_dict().items():
+        torch.testing.assert_close(tensor, reference.state_dict()[name], rtol=1e-12, atol=1e-14)
+
+
+def test_the_bound_is_asked_for_before_each_exchange(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    events: list[str | float] = []
+
+    class Bounded(InProcessTransport):
+        def exchange(
+            self, requests: Mapping[int, StepRequest], timeout_s: float
+        ) -> dict[int, StepReply]:
+            events.append(timeout_s)
+            replies = super().exchange(requests, timeout_s)
+            events.extend({str(reply.phase) for reply in replies.values()})
+            return replies
+
+    left_s = iter([5.0, 3.0])
+
+    def ask() -> float:
+        events.append("asked")
+        return next(left_s)
+
+    replace(stepper(split, clients), transport=Bounded(clients)).run(PLAN, ask)
+    assert events == ["asked", 5.0, "forward", "asked", 3.0, "backward"]
+
+
+def test_a_bound_that_is_used_up_between_the_exchanges_ends_the_step(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    before = copy.deepcopy(split.state_dict())
+    left_s = iter([5.0])
+
+    def ask() -> float:
+        try:
+            return next(left_s)
+        except StopIteration:
+            raise WaitError("the round took too long") from None
+
+    with pytest.raises(WaitError, match="the round took too long"):
+        stepper(split, clients).run(PLAN, ask)
+    for key, tensor in split.state_dict().items():
+        assert torch.equal(tensor, before[key])
+
+
+def test_a_layer_right_behind_the_cut_may_work_in_place(
+    train_sets: dict[int, Any],
+) -> None:
+    def build() -> nn.Sequential:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)).double()
+
+    reference, split = build(), cut(build(), at="0")
+    clients = {
+        key: SplitClient(cut(build(), at="0").client, data) for key, data in train_sets.items()
+    }
+    record = stepper(split, clients).run(PLAN, one_second)
+    inputs, labels = global_batch(train_sets)
+    loss = cross_entropy(reference(inputs), labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    SGD(reference.parameters(), lr=0.1).step()
+    assert record.loss == pytest.approx(float(loss.detach()), rel=1e-12)
     for name, tensor in split.state_dict().items():
         torch.testing.assert_close(tensor, reference.state_dict()[name], rtol=1e-12, atol=1e-14)
 
@@ -112,7 +181,7 @@ def test_random_layers_of_the_server_draw_anew_in_every_step(
 
     def loss(step: int) -> float:
         plan = replace(PLAN, step=step)
-        return stepper(copy.deepcopy(split), clients).run(plan, timeout_s=1).loss
+        return stepper(copy.deepcopy(split), clients).run(plan, one_second).loss
 
     assert loss(3) == loss(3)
     assert loss(3) != loss(4)
@@ -121,7 +190,7 @@ def test_random_layers_of_the_server_draw_anew_in_every_step(
 def test_the_record_counts_what_happened(
     split: SplitModel, clients: dict[int, SplitClient]
 ) -> None:
-    record = stepper(split, clients).run(PLAN, timeout_s=1)
+    record = stepper(split, clients).run(PLAN, one_second)
     assert (record.server_round, record.step) == (2, 3)
     assert (record.effective_batch_size, record.clients) == (8, PLAN.batch_sizes)
     weights = 8 * (6 * 8 + 8)  # of one client, float64
@@ -129,6 +198,8 @@ def test_the_record_counts_what_happened(
     assert record.bytes_down == 3 * weights + activations
     assert record.bytes_up == activations + labels + 3 * weights
     assert set(record.seconds) == {
+        "encode",
+        "decode",
         "forward_exchange",
         "server_forward",
         "server_backward",
@@ -154,7 +225,7 @@ def test_a_frozen_client_segment_gets_no_gradient(
         return clients[2].handle(request)
 
     frozen: dict[int, Device] = {**clients, 2: _Handler(keep)}
-    record = stepper(split, frozen).run(PLAN, timeout_s=1)
+    record = stepper(split, frozen).run(PLAN, one_second)
     assert asked == [Phase.FORWARD]
     assert record.seconds["slowest_client_backward"] == 0.0
     assert record.bytes_down == 3 * 8 * 56
@@ -188,9 +259,11 @@ WHERE = "client 9, round 2, step 3: "
         (
             "activations",
             lambda x: x[:, :7],
-            r"its activations are .* \(7,\) an example, .* \(8,\)",
+            r"its activations are torch.float64 \(7,\) an example, but torch.float64 \(8,\) at "
+            r"client 2; all clients must agree\. Give them the same model",
         ),
         ("activations", lambda x: x.float(), "its activations are torch.float32 .*torch.float64"),
+        ("activations", lambda x: x.long(), "the activations are torch.int64; gradients flow"),
         ("labels", lambda y: y.int(), r"its labels are torch.int32 \(\) an example"),
         ("labels", lambda y: y[:, None], r"its labels are torch.int64 \(1,\) an example"),
         ("labels", lambda y: y + 3, r"label \d; the model has 3 outputs, so .* 0 to 2"),
@@ -206,23 +279,28 @@ def test_a_batch_that_does_not_fit_names_its_client(
     before = copy.deepcopy(split.state_dict())
     lying = lie(clients, 9, Phase.FORWARD, lambda reply: shaped(reply, name, change))
     with pytest.raises(ProtocolError, match=WHERE + text):
-        stepper(split, lying).run(PLAN, timeout_s=1)
+        stepper(split, lying).run(PLAN, one_second)
     for key, tensor in split.state_dict().items():
         assert torch.equal(tensor, before[key])
 
 
-@pytest.mark.parametrize("key", [2, 5, 9])
-def test_the_odd_one_out_is_named_wherever_it_is(
-    split: SplitModel, clients: dict[int, SplitClient], key: int
+@pytest.mark.parametrize(("key", "other"), [(2, 5), (5, 2), (9, 2)])
+def test_the_odd_one_out_is_named_wherever_it_is_beside_one_it_differs_from(
+    split: SplitModel, clients: dict[int, SplitClient], key: int, other: int
 ) -> None:
     lying = lie(clients, key, Phase.FORWARD, lambda r: shaped(r, "labels", torch.Tensor.short))
-    with pytest.raises(ProtocolError, match=f"client {key}, round 2, step 3: its labels are"):
-        stepper(split, lying).run(PLAN, timeout_s=1)
+    with pytest.raises(
+        ProtocolError,
+        match=rf"client {key}, round 2, step 3: its labels are torch.int16 .* at client {other};",
+    ):
+        stepper(split, lying).run(PLAN, one_second)
 
 
 @pytest.mark.parametrize(
     ("gradients", "text"),
     [
+        (lambda g: {"0.weight": g["0.weight"]}, r"no gradient for \['0.bias'\]; a reply has one"),
+        (lambda g: {}, r"no gradient for \['0.bias', '0.weight'\]; .* the 2 trainable"),
         (lambda g: g | {"head.weight": g["0.bias"]}, "a gradient for 'head.weight'"),
         (lambda g: g | {"0.bias": g["0.bias"][:7]}, r"'0.bias' is torch.float64 \(7,\), the par"),
         (lambda g: g | {"0.bias": g["0.bias"].float()}, "'0.bias' is torch.float32"),
@@ -242,7 +320,25 @@ def test_gradients_that_do_not_fit_name_their_client(
         lambda reply: replace(reply, gradients=gradients(dict(reply.gradients))),
     )
     with pytest.raises(ProtocolError, match=WHERE + ".*" + text):
-        stepper(split, lying).run(PLAN, timeout_s=1)
+        stepper(split, lying).run(PLAN, one_second)
+
+
+def test_a_parameter_that_no_client_uses_keeps_its_value(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    def without_bias(reply: StepReply) -> StepReply:
+        return replace(
+            reply, gradients={"0.weight": reply.gradients["0.weight"]}, unused=("0.bias",)
+        )
+
+    before = copy.deepcopy(split.state_dict())
+    partial: dict[int, Device] = {
+        key: Liar(client, Phase.BACKWARD, without_bias) for key, client in clients.items()
+    }
+    stepper(split, partial).run(PLAN, one_second)
+    after = split.state_dict()
+    assert [name for name in after if torch.equal(after[name], before[name])] == ["0.bias"]
+    assert split.client.get_parameter("0.bias").grad is None
 
 
 def test_moments_that_do_not_fit_name_their_client(
@@ -255,7 +351,7 @@ def test_moments_that_do_not_fit_name_their_client(
         lambda reply: replace(reply, moments={"bn.mean": torch.zeros(1, 8)}),
     )
     with pytest.raises(ProtocolError, match=WHERE + r"BatchNorm moments for \['bn.mean'\]"):
-        stepper(split, lying).run(PLAN, timeout_s=1)
+        stepper(split, lying).run(PLAN, one_second)
 
 
 def test_a_reply_to_another_step_is_refused(
@@ -265,7 +361,7 @@ def test_a_reply_to_another_step_is_refused(
         clients, 9, Phase.BACKWARD, lambda reply: replace(reply, id=reply.id._replace(step=2))
     )
     with pytest.raises(ProtocolError, match=WHERE + "asked for backward"):
-        stepper(split, lying).run(PLAN, timeout_s=1)
+        stepper(split, lying).run(PLAN, one_second)
 
 
 def test_a_client_that_raises_is_named(split: SplitModel, clients: dict[int, SplitClient]) -> None:
@@ -273,7 +369,7 @@ def test_a_client_that_raises_is_named(split: SplitModel, clients: dict[int, Spl
         raise MemoryError("out of memory")
 
     with pytest.raises(ClientError, match=WHERE + "the client raised MemoryError: out of memory"):
-        stepper(split, {**clients, 9: _Handler(crash)}).run(PLAN, timeout_s=1)
+        stepper(split, {**clients, 9: _Handler(crash)}).run(PLAN, one_second)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -284,9 +380,11 @@ def test_a_loss_that_is_not_finite_ends_the_run(
         return outputs.sum() * value
 
     with pytest.raises(
-        PslError, match=r"round 2, step 3: the loss is .*; it must be finite.*lower"
+        PslError,
+        match=r"round 2, step 3: the loss is .*; it must be finite\. Lower the learning rate .* "
+        "and look for batches in which every label is ignored",
     ):
-        stepper(split, clients, diverged).run(PLAN, timeout_s=1)
+        stepper(split, clients, diverged).run(PLAN, one_second)
 
 
 def test_a_loss_that_does_not_fit_says_what_it_got(
@@ -296,14 +394,14 @@ def test_a_loss_that_does_not_fit_says_what_it_got(
         PslError,
         match=r"round 2, step 3: .* ValueError: .* activations \(8,\) .* and labels \(8,\); check",
     ):
-        stepper(split, clients, nn.BCEWithLogitsLoss()).run(PLAN, timeout_s=1)
+        stepper(split, clients, nn.BCEWithLogitsLoss()).run(PLAN, one_second)
 
 
 def test_a_loss_that_is_no_scalar_is_refused(
     split: SplitModel, clients: dict[int, SplitClient]
 ) -> None:
     with pytest.raises(ConfigError, match=r"loss_fn returned \(8,\); the loss is one scalar"):
-        stepper(split, clients, nn.CrossEntropyLoss(reduction="none")).run(PLAN, timeout_s=1)
+        stepper(split, clients, nn.CrossEntropyLoss(reduction="none")).run(PLAN, one_second)
 
 
 def test_laps_add_up() -> None:

@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import pytest
 import torch
@@ -149,6 +150,24 @@ def test_gradients_do_not_outlive_their_step(split: SplitModel) -> None:
     learner.update(part_gradients(split, x, y), [])
     learner.start_step()
     assert all(parameter.grad is None for parameter in split.parameters())
+
+
+def test_a_parameter_that_the_optimizer_was_not_given_does_not_add_to_the_norm(
+    split: SplitModel,
+) -> None:
+    def first_only(parameters: Iterable[nn.Parameter]) -> Optimizer:
+        return SGD(list(parameters)[:1], lr=0.0)
+
+    learner = Learner(split, first_only, None, total_steps=3, max_grad_norm=1e9)
+    x, y = batches()[0]
+    norms = []
+    for _ in range(3):
+        learner.start_step()
+        learner.update(part_gradients(split, x, y), [])
+        gradients = [cast(Tensor, parameter.grad) for parameter in split.parameters()]
+        norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+    assert norms[0] > 0
+    assert norms == [norms[0]] * 3
 
 
 def test_the_clients_gradients_are_summed_in_order_and_not_changed(split: SplitModel) -> None:

@@ -1,7 +1,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import TensorDataset
 
-from flower_psl import ProtocolError, SplitClient, SplitModel, cut
+from flower_psl import ProtocolError, PslError, SplitClient, SplitModel, cut
 from flower_psl.server.participants import Participants
 from flower_psl.server.split_evaluation import SplitEvaluation, sample_clients
 from flower_psl.split import LossFn, segment_tensors
@@ -137,6 +137,132 @@ def test_there_is_no_accuracy_without_class_indices(
         split, {key: Watched(client, one_hot) for key, client in clients.items()}, loss_fn=mse_loss
     )
     assert set(metrics) == {"loss", "num-examples"}
+
+
+def ignoring(label: int, rows: slice) -> Callable[[StepReply], StepReply]:
+    """Put a label in place of some in every batch."""
+
+    def change(reply: StepReply) -> StepReply:
+        assert reply.labels is not None
+        labels = reply.labels.clone()
+        labels[rows] = label
+        return replace(reply, labels=labels)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "label"),
+    [
+        (cross_entropy, -100),
+        (nn.CrossEntropyLoss(ignore_index=1), 1),
+        (nn.CrossEntropyLoss(reduction="sum"), -100),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [2, 100])
+def test_ignored_labels_do_not_count(
+    split: SplitModel,
+    clients: dict[int, SplitClient],
+    test_sets: dict[int, TensorDataset],
+    loss_fn: LossFn,
+    label: int,
+    batch_size: int,
+) -> None:
+    # The first of every batch; with batches of two, the last batch is all ignored.
+    watched = {
+        key: Watched(client, ignoring(label, slice(0, 1))) for key, client in clients.items()
+    }
+    metrics = evaluate(split, watched, batch_size=batch_size, loss_fn=loss_fn)
+    losses, hits, num_examples = [], [], 0
+    for key in (2, 9):
+        inputs, labels = test_sets[key].tensors
+        for row, (x, y) in enumerate(zip(inputs, labels, strict=True)):
+            num_examples += 1
+            if row % batch_size == 0 or y == label:
+                continue
+            output = split(x[None])
+            losses.append(float(cross_entropy(output, y[None]).detach()))
+            hits.append(bool(output.argmax() == y))
+    assert metrics["num-examples"] == num_examples == 8
+    assert metrics["loss"] == pytest.approx(sum(losses) / len(losses))
+    assert metrics["accuracy"] == pytest.approx(sum(hits) / len(hits))
+
+
+def test_without_a_label_that_counts_there_is_no_loss(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    watched = {
+        key: Watched(client, ignoring(-100, slice(None))) for key, client in clients.items()
+    }
+    assert evaluate(split, watched) == {"num-examples": 8}
+
+
+@pytest.mark.parametrize("loss_fn", [nn.MSELoss(), nn.MSELoss(reduction="sum")])
+def test_a_sum_is_divided_by_the_examples(
+    split: SplitModel,
+    clients: dict[int, SplitClient],
+    test_sets: dict[int, TensorDataset],
+    loss_fn: nn.MSELoss,
+) -> None:
+    def one_hot(reply: StepReply) -> StepReply:
+        assert reply.labels is not None
+        return replace(reply, labels=nn.functional.one_hot(reply.labels, 3).double())
+
+    watched = {key: Watched(client, one_hot) for key, client in clients.items()}
+    metrics = evaluate(split, watched, loss_fn=loss_fn, batch_size=2)
+    inputs, labels = pooled(test_sets, [2, 9])
+    errors = (split(inputs) - nn.functional.one_hot(labels, 3)).square().detach()
+    expected = errors.mean() if loss_fn.reduction == "mean" else errors.sum(1).mean()
+    assert metrics["loss"] == pytest.approx(float(expected))
+
+
+def test_labels_by_position_are_counted_by_position(
+    clients: dict[int, SplitClient], test_sets: dict[int, TensorDataset]
+) -> None:
+    def two_positions(reply: StepReply) -> StepReply:
+        assert reply.labels is not None
+        second = torch.where(reply.labels == 0, -100, reply.labels)
+        return replace(reply, labels=torch.stack([reply.labels, second], 1))
+
+    model = nn.Sequential(
+        nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6), nn.Unflatten(1, (3, 2))
+    ).double()
+    watched = {key: Watched(client, two_positions) for key, client in clients.items()}
+    metrics = evaluate(cut(model, at="1"), watched, batch_size=2)
+    inputs, labels = pooled(test_sets, [2, 9])
+    both = torch.stack([labels, torch.where(labels == 0, -100, labels)], 1)
+    assert metrics == {
+        "num-examples": 8,
+        "loss": pytest.approx(float(cross_entropy(model(inputs), both).detach())),
+    }
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "change", "text"),
+    [
+        (
+            cross_entropy,
+            lambda reply: replace(reply, activations=cast(Tensor, reply.activations)[:, :7]),
+            r"RuntimeError: .*\. It got activations \(4, 7\) and labels \(4,\); check this client",
+        ),
+        (
+            nn.BCEWithLogitsLoss(),
+            lambda reply: reply,
+            r"ValueError: .*\. It got activations \(4, 8\) and labels \(4,\); check this client",
+        ),
+    ],
+)
+def test_an_error_of_the_servers_part_names_client_and_round(
+    split: SplitModel,
+    clients: dict[int, SplitClient],
+    loss_fn: LossFn,
+    change: Callable[[StepReply], StepReply],
+    text: str,
+) -> None:
+    where = "^client 9, evaluation after round 1: the server segment or the loss raised "
+    with pytest.raises(PslError, match=where + text) as raised:
+        evaluate(split, {9: Watched(clients[9], change)}, keys=[9], loss_fn=loss_fn)
+    assert isinstance(raised.value.__cause__, (RuntimeError, ValueError))
 
 
 def test_a_label_without_an_output_names_its_client(

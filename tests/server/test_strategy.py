@@ -2,6 +2,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,8 +16,10 @@ from flower_psl import (
     GlobalSampler,
     ParallelSplitLearning,
     PslError,
+    RunRecorder,
     SplitClient,
     SplitModel,
+    StreamSettings,
     WaitError,
     cut,
     run_in_process,
@@ -51,6 +54,8 @@ def node(client: SplitClient, client_key: int) -> "Answer":
         ({"loss_fn": "mse"}, "loss_fn is 'mse'; it must be a function"),
         ({"loss_fn": nn.Linear(3, 1)}, r"loss_fn has parameters of its own, \['weight', 'bias'\]"),
         ({"client_sync": "round"}, "client_sync is 'round'; it can be 'step'"),
+        ({"transport": "http"}, "transport is 'http'; it is one of auto, stream, messages"),
+        ({"transport": ""}, "transport is ''; it is one of auto"),
         ({"fraction_evaluate": -0.1}, "fraction_evaluate is -0.1; it is a share from 0 to 1"),
         ({"fraction_evaluate": 1.5}, "fraction_evaluate is 1.5"),
         ({"fraction_evaluate": float("nan")}, "fraction_evaluate is nan"),
@@ -121,22 +126,24 @@ def test_a_run_over_messages_gives_the_bits_of_one_in_process(
     direct = run_in_process(make_strategy(), clients, arrays, num_rounds=2)
     # Node ids in another order than client keys.
     grid = fake_grid({1000 - key: node(client, key) for key, client in clients.items()})
-    over_messages = make_strategy().start(grid, arrays, num_rounds=2)
+    over_messages = make_strategy(transport="messages").start(grid, arrays, num_rounds=2)
     ours, theirs = (result.arrays.to_torch_state_dict() for result in (over_messages, direct))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert over_messages.train_metrics_clientapp == direct.train_metrics_clientapp
     assert over_messages.evaluate_metrics_clientapp == direct.evaluate_metrics_clientapp
 
 
+@pytest.mark.parametrize("transport", ["auto", "stream", "messages"])
 def test_start_awaits_its_minimum_of_nodes(
     make_strategy: Make,
     arrays: ArrayRecord,
     fake_grid: "type[FakeGrid]",
     fake_time: "FakeTime",
     monkeypatch: pytest.MonkeyPatch,
+    transport: str,
 ) -> None:
     monkeypatch.setattr("flower_psl.transport.polling.time", fake_time)
-    strategy = make_strategy(min_available_nodes=4, node_timeout_s=30.0)
+    strategy = make_strategy(min_available_nodes=4, node_timeout_s=30.0, transport=transport)
     grid = fake_grid(dict.fromkeys(range(3), lambda message: None))
     with pytest.raises(WaitError, match="3 nodes after 30 s; min_available_nodes is 4"):
         strategy.start(grid, arrays)
@@ -153,7 +160,82 @@ def test_a_silent_node_ends_the_run(
     monkeypatch.setattr("flower_psl.transport.flower_messages.time", fake_time)
     grid = fake_grid(dict.fromkeys(range(2), lambda message: None))
     with pytest.raises(WaitError, match="no reply within 5 s from node 0, describing itself"):
-        make_strategy(step_timeout_s=5.0).start(grid, arrays)
+        make_strategy(step_timeout_s=5.0, transport="messages").start(grid, arrays)
+
+
+def test_live_connections_are_tried_first_unless_it_is_told_otherwise(
+    make_strategy: Make,
+    arrays: ArrayRecord,
+    fake_grid: "type[FakeGrid]",
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    class Opened(Exception):
+        """Raised where the run would begin."""
+
+    def open_transport(grid: object, name: str, settings: object, **bounds: object) -> object:
+        asked.append((grid, name, settings, bounds))
+        raise Opened
+
+    monkeypatch.setattr("flower_psl.server.strategy.open_transport", open_transport)
+    grid, settings = fake_grid({}), StreamSettings(address="127.0.0.1:0")
+    for strategy in (
+        make_strategy(stream=settings),
+        make_strategy(transport="messages", min_available_nodes=5, node_timeout_s=7.0),
+    ):
+        with pytest.raises(Opened):
+            strategy.start(grid, arrays)
+    assert asked == [
+        (grid, "auto", settings, {"min_nodes": 2, "node_timeout_s": 120.0}),
+        (grid, "messages", StreamSettings(), {"min_nodes": 5, "node_timeout_s": 7.0}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("begin", "error"),
+    [
+        # Over a grid: a refused argument, and a wait for nodes that do not come.
+        (
+            lambda strategy, grid, arrays, clients: strategy.start(
+                grid, arrays, train_config=ConfigRecord({"lr": 0.1})
+            ),
+            ConfigError,
+        ),
+        (lambda strategy, grid, arrays, clients: strategy.start(grid, arrays), WaitError),
+        # In process: arrays of another model, and a number of rounds that is refused.
+        (
+            lambda strategy, grid, arrays, clients: run_in_process(
+                strategy, clients, ArrayRecord()
+            ),
+            ConfigError,
+        ),
+        (
+            lambda strategy, grid, arrays, clients: run_in_process(
+                strategy, clients, arrays, num_rounds=0
+            ),
+            ConfigError,
+        ),
+    ],
+)
+def test_a_run_that_does_not_begin_leaves_no_results_of_another(
+    make_strategy: Make,
+    arrays: ArrayRecord,
+    clients: dict[int, SplitClient],
+    fake_grid: "type[FakeGrid]",
+    fake_time: "FakeTime",
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    begin: Callable[..., object],
+    error: type[PslError],
+) -> None:
+    monkeypatch.setattr("flower_psl.transport.polling.time", fake_time)
+    for name in ("summary.json", "steps.jsonl", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(error):
+        begin(make_strategy(recorder=RunRecorder(tmp_path)), fake_grid({}), arrays, clients)
+    assert [path.name for path in tmp_path.iterdir()] == ["steps.jsonl"]
+    assert (tmp_path / "steps.jsonl").read_text() == ""
 
 
 def test_arrays_keep_keys_dtypes_and_order() -> None:
@@ -266,6 +348,6 @@ def test_a_description_is_asked_for_first(
 
     grid = fake_grid({7: stranger})
     with pytest.raises(PslError, match="node 7: its client segment is not the server's"):
-        make_strategy(min_available_nodes=1).start(grid, arrays)
+        make_strategy(min_available_nodes=1, transport="messages").start(grid, arrays)
     assert [message.metadata.message_type for message in grid.pushed] == ["query.psl_describe"]
     assert list(grid.pushed[0].content) == list(RecordDict())

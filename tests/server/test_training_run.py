@@ -2,7 +2,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -27,6 +27,9 @@ from flower_psl import (
 )
 from flower_psl.transport import Device, InProcessTransport
 from flower_psl.wire import DescribeReply, Phase, StepReply, StepRequest
+
+if TYPE_CHECKING:
+    from tests.conftest import FakeTime
 
 Make = Callable[..., ParallelSplitLearning]
 NUM_EXAMPLES = 7 + 4 + 10
@@ -250,7 +253,7 @@ def test_no_exchange_may_outlast_its_round(
             return super().exchange(requests, timeout_s)
 
     for step_timeout_s, timeout in ((20.0, 3600.0), (300.0, 100.0)):
-        make_strategy(step_timeout_s=step_timeout_s, fraction_evaluate=0.0).start_over(
+        make_strategy(step_timeout_s=step_timeout_s, fraction_evaluate=0.0).run_over(
             Bounded(clients),
             arrays,
             num_rounds=1,
@@ -260,6 +263,45 @@ def test_no_exchange_may_outlast_its_round(
         )
     assert bounds[:6] == [20.0] * 6
     assert all(0 < bound < 100 for bound in bounds[6:])
+
+
+class Slow(InProcessTransport):
+    """Every exchange takes its time by a clock, and keeps the bound that it was given."""
+
+    def __init__(self, clients: Mapping[int, Device], clock: "FakeTime", takes_s: float) -> None:
+        super().__init__(clients)
+        self.bounds: list[tuple[Phase, float]] = []
+        self._clock = clock
+        self._takes_s = takes_s
+
+    def exchange(
+        self, requests: Mapping[int, StepRequest], timeout_s: float
+    ) -> dict[int, StepReply]:
+        self.bounds.append((next(iter(requests.values())).phase, timeout_s))
+        self._clock.sleep(self._takes_s)
+        return super().exchange(requests, timeout_s)
+
+
+def test_the_bound_of_a_round_holds_for_both_exchanges_of_a_step(
+    make_strategy: Make,
+    clients: dict[int, SplitClient],
+    arrays: ArrayRecord,
+    fake_time: "FakeTime",
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flower_psl.server.training_run.time", fake_time)
+    transport = Slow(clients, fake_time, takes_s=15.0)
+    strategy = make_strategy(step_timeout_s=40.0, fraction_evaluate=0.0)
+    with pytest.raises(WaitError, match="round 1, step 2: the round took longer than 45 s; raise"):
+        strategy.run_over(
+            transport, arrays, num_rounds=1, timeout=45.0, evaluate_fn=None, min_nodes=3
+        )
+    # The first exchange of step 2 uses up what the round has; the second is not begun.
+    assert transport.bounds == [
+        (Phase.FORWARD, 40.0),
+        (Phase.BACKWARD, 30.0),
+        (Phase.FORWARD, 15.0),
+    ]
 
 
 def test_a_schedule_of_unknown_clients_is_refused(

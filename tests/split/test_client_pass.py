@@ -38,6 +38,20 @@ class Counter(nn.Module):
         return x * self.count
 
 
+class Average(nn.Module):
+    """Assigns a new tensor to its buffer in every forward pass."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        return x - self.mean
+
+
 def conv_segment() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
@@ -212,6 +226,14 @@ def test_a_buffer_that_changes_is_refused() -> None:
         CutError, match=r"changes its buffers \['0.count'\]; only BatchNorm's.*Put"
     ):
         run(nn.Sequential(Counter(), nn.Linear(3, 3)), torch.rand(2, 3))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_buffer_that_is_replaced_is_refused(training: bool) -> None:
+    segment = nn.Sequential(Average(), nn.Linear(3, 3))
+    with pytest.raises(CutError, match=r"changes its buffers \['0.mean'\]; only BatchNorm's.*Put"):
+        run(segment, torch.rand(2, 3), training=training)
+    assert segment.get_buffer("0.mean") == 0
 
 
 def test_running_statistics_of_instance_norm_are_refused() -> None:

@@ -211,7 +211,8 @@ def test_an_error_ends_the_exchange_at_once(
     grid = fake_grid(answers(silent, node_20=failing))
     with pytest.raises(
         ClientError,
-        match=r"node 20, client 3, round 2, step 40: .* with error 2: out of memory$",
+        match=r"node 20, client 3, round 2, step 40: the client failed \(Flower's error 2\): "
+        r"out of memory$",
     ):
         FlowerMessageTransport(grid).exchange(requests(), timeout_s=5)
     assert fake_time.slept_s == []
@@ -221,7 +222,7 @@ def test_an_error_without_a_reason_is_told(fake_grid: "type[FakeGrid]") -> None:
     def mute(message: Message) -> Message:
         return Message(Error(code=1), reply_to=message)
 
-    with pytest.raises(ClientError, match=r"node 10, describing itself: .* 1: no reason given"):
+    with pytest.raises(ClientError, match=r"node 10, describing itself: .* 1\): no reason given$"):
         FlowerMessageTransport(fake_grid({10: mute})).describe([10], timeout_s=5)
 
 

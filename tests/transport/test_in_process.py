@@ -42,6 +42,20 @@ def test_a_client_is_described_under_its_key_here() -> None:
     assert {node: reply.client_key for node, reply in descriptions.items()} == {5: 5}
 
 
+@pytest.mark.parametrize("error", [OSError("no disk"), ProtocolError("no disk")])
+def test_a_client_that_cannot_describe_itself_is_named(error: Exception) -> None:
+    class Mute(Recorder):
+        def describe(self) -> DescribeReply:
+            raise error
+
+    transport = InProcessTransport({0: Recorder(), 4: Mute()})
+    with pytest.raises(
+        ClientError, match=f"^client 4, describing itself, raised {type(error).__name__}: no disk$"
+    ) as raised:
+        transport.describe([0, 4], timeout_s=1)
+    assert raised.value.__cause__ is error
+
+
 def test_replies_come_in_the_order_of_the_requests() -> None:
     clients = {5: Recorder(), 0: Recorder()}
     requests = {5: request(5), 0: request(0)}

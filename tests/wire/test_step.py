@@ -23,8 +23,8 @@ def forward_reply(activations: Tensor | None, labels: Tensor | None) -> StepRepl
     return StepReply(phase=Phase.FORWARD, id=ID, activations=activations, labels=labels)
 
 
-def backward_reply(gradients: Mapping[str, Tensor]) -> StepReply:
-    return StepReply(phase=Phase.BACKWARD, id=ID, gradients=gradients)
+def backward_reply(gradients: Mapping[str, Tensor], unused: tuple[str, ...] = ()) -> StepReply:
+    return StepReply(phase=Phase.BACKWARD, id=ID, gradients=gradients, unused=unused)
 
 
 def test_a_step_is_named_as_people_name_it() -> None:
@@ -110,6 +110,12 @@ def test_a_batch_is_given_back_as_it_came() -> None:
         (torch.zeros(8, 2), torch.zeros(7), "7 labels for a batch of 8; the first size"),
         (torch.tensor(0.0), torch.zeros(8), "0 activations for a batch of 8"),
         (torch.zeros(8, 2), torch.tensor(1), "0 labels for a batch of 8"),
+        (
+            torch.zeros(8, 2).int(),
+            torch.zeros(8),
+            "the activations are torch.int32; .* Cut behind",
+        ),
+        (torch.zeros(8).bool(), torch.zeros(8), "the activations are torch.bool; .* floating-p"),
         (torch.full((8, 1), torch.nan), torch.zeros(8), "the activations have NaN.*Look at"),
         (torch.zeros(8, 1), torch.full((8,), torch.inf), "the labels have NaN or infinite"),
     ],
@@ -121,16 +127,35 @@ def test_a_batch_that_cannot_be_used_is_refused(
         check_batch(forward_reply(activations, labels))
 
 
-def test_gradients_may_leave_parameters_out() -> None:
+def test_gradients_may_leave_out_parameters_that_are_said_to_be_unused() -> None:
     parameters = {"a": torch.zeros(2, 3), "b": torch.zeros(2)}
     gradients = {"a": torch.ones(2, 3)}
-    assert check_gradients(backward_reply(gradients), parameters) == gradients
+    assert check_gradients(backward_reply(gradients, unused=("b",)), parameters) == gradients
+    assert check_gradients(backward_reply({}, unused=("b", "a")), parameters) == {}
+
+
+@pytest.mark.parametrize("unused", [(), ("c",), ("a",)])
+def test_a_parameter_without_a_word_about_it_is_refused(unused: tuple[str, ...]) -> None:
+    parameters = {"b": torch.zeros(2), "a": torch.zeros(2, 3)}
+    reply = backward_reply({"a": torch.ones(2, 3)}, unused)
+    with pytest.raises(
+        ProtocolError, match=rf"{WHERE}no gradient for \['b'\]; .* the 2 trainable .* Build the"
+    ):
+        check_gradients(reply, parameters)
+
+
+def test_a_reply_with_nothing_in_it_is_refused() -> None:
+    with pytest.raises(ProtocolError, match=rf"{WHERE}no gradient for \['a', 'b'\]; .* unused"):
+        check_gradients(backward_reply({}), {"b": torch.zeros(2), "a": torch.zeros(2)})
 
 
 @pytest.mark.parametrize(
     ("gradients", "text"),
     [
-        ({"b": torch.zeros(2)}, r"a gradient for 'b'; the trainable .* are \['a'\]. Build"),
+        (
+            {"a": torch.zeros(2, 3), "b": torch.zeros(2)},
+            r"a gradient for 'b'; the trainable .* are \['a'\]. Build",
+        ),
         ({"a": torch.zeros(3, 2)}, r"'a' is torch.float32 \(3, 2\), the parameter .*\(2, 3\)"),
         ({"a": torch.zeros(2, 3).double()}, "'a' is torch.float64 .* both must agree. Build"),
         ({"a": torch.full((2, 3), torch.nan)}, "'a' has NaN or infinite values;.*Lower"),

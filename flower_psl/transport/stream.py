@@ -1,0 +1,153 @@
+"""Requests over live connections: milliseconds a step instead of Flower's polling."""
+
+import queue
+import time
+from collections.abc import Callable, Iterable, Mapping
+from itertools import count
+from typing import TypeVar
+
+from flower_psl.errors import ClientError, ProtocolError, WaitError
+from flower_psl.transport.stream_server import Arrival, StreamServer
+from flower_psl.wire import DescribeReply, StepReply, StepRequest, check_belongs, frames, parts
+from flower_psl.wire.frames import Frame, Kind, Pieces
+
+T = TypeVar("T")
+
+
+class StreamTransport:
+    """Sends frames to connected nodes and takes their answers as they come.
+
+    Parameters
+    ----------
+    server : StreamServer
+        A server that listens.
+    reconnect_timeout_s : float
+        How long a lost node was waited for, for messages.
+    """
+
+    name = "stream"
+
+    def __init__(self, server: StreamServer, reconnect_timeout_s: float) -> None:
+        self._server = server
+        self._reconnect_timeout_s = reconnect_timeout_s
+        self._sequence = count(1)
+        self._nodes: set[int] = set()
+        self._lost: set[int] = set()
+
+    def nodes(self) -> list[int]:
+        """Return the nodes that connected and are not lost."""
+        return sorted(self._nodes - self._lost)
+
+    def await_node(self, timeout_s: float) -> bool:
+        """Wait for one thing to happen to a node, and say whether anything did."""
+        try:
+            self._note(self._server.arrivals.get(timeout=max(timeout_s, 0.0)))
+        except queue.Empty:
+            return False
+        return True
+
+    def describe(self, nodes: Iterable[int], timeout_s: float) -> dict[int, DescribeReply]:
+        """Ask each node for its description."""
+        where = {node: f"node {node}, describing itself" for node in nodes}
+        requests: dict[int, tuple[Kind, dict[str, object], Pieces]] = {
+            node: (Kind.DESCRIBE, {}, ()) for node in where
+        }
+        return self._converse(requests, where, _description, timeout_s)
+
+    def exchange(
+        self, requests: Mapping[int, StepRequest], timeout_s: float
+    ) -> dict[int, StepReply]:
+        """Send each node its request and return all replies."""
+        # Clients share the step's weights, so their table is made once and not per client.
+        tables: dict[int, Pieces] = {}
+        contents: dict[int, tuple[Kind, dict[str, object], Pieces]] = {}
+        for node, request in requests.items():
+            table: Pieces
+            if request.weights:
+                table = tables.setdefault(id(request.weights), ()) or _weights(request)
+                tables[id(request.weights)] = table
+            else:
+                table = frames.pack_tensors(parts.request_tensors(request))
+            contents[node] = (Kind.REQUEST, {**parts.request_config(request)}, table)
+        where = {node: f"node {node}, {request.id}" for node, request in requests.items()}
+        replies = self._converse(contents, where, _reply, timeout_s)
+        for node, reply in replies.items():
+            check_belongs(reply, requests[node])
+        return replies
+
+    def _converse(
+        self,
+        contents: Mapping[int, tuple[Kind, dict[str, object], Pieces]],
+        where: Mapping[int, str],
+        decode: Callable[[Frame], T],
+        timeout_s: float,
+    ) -> dict[int, T]:
+        """Send one frame a node, await one answer a node, decode as they arrive."""
+        deadline = time.monotonic() + timeout_s
+        sequence = next(self._sequence)
+        pending = set(contents)
+        self._refuse_lost(pending, where)
+        self._server.send(
+            {
+                node: (sequence, frames.pack(kind, node, sequence, values, tensors))
+                for node, (kind, values, tensors) in contents.items()
+            }
+        )
+        replies: dict[int, T] = {}
+        while pending:
+            try:
+                arrival = self._server.arrivals.get(timeout=max(deadline - time.monotonic(), 0.0))
+            except queue.Empty:
+                raise _late(pending, where, timeout_s) from None
+            self._note(arrival)
+            self._refuse_lost(pending, where)
+            node, frame = arrival
+            if frame is None or frame.kind is Kind.HELLO or frame.sequence != sequence:
+                continue
+            pending.discard(node)
+            if frame.kind is Kind.ERROR:
+                reason = str(frame.values.get("reason"))
+                raise ClientError(f"{where[node]}: the client raised {reason}")
+            try:
+                replies[node] = decode(frame)
+            except ProtocolError as error:
+                raise ProtocolError(f"{where[node]}: {error}") from error
+        return {node: replies[node] for node in contents}
+
+    def _note(self, arrival: Arrival) -> None:
+        """Keep count of who is there."""
+        if arrival.frame is None:
+            self._lost.add(arrival.node)
+        elif arrival.frame.kind is Kind.HELLO:
+            self._nodes.add(arrival.node)
+            self._lost.discard(arrival.node)
+
+    def _refuse_lost(self, pending: set[int], where: Mapping[int, str]) -> None:
+        if lost := sorted(pending & self._lost):
+            raise ClientError(
+                f"{where[lost[0]]}: its connection broke and did not come back within "
+                f"{self._reconnect_timeout_s:g} s. Look at the node's log, or raise "
+                "reconnect_timeout_s if the network is away for longer."
+            )
+
+
+def _weights(request: StepRequest) -> Pieces:
+    named = {f"{frames.WEIGHTS}{name}": tensor for name, tensor in request.weights.items()}
+    return frames.pack_tensors(named)
+
+
+def _description(frame: Frame) -> DescribeReply:
+    return parts.description_of(frame.values)
+
+
+def _reply(frame: Frame) -> StepReply:
+    return parts.reply_of(frame.values, frames.unpack_tensors(frame.tensors))
+
+
+def _late(pending: set[int], where: Mapping[int, str], timeout_s: float) -> WaitError:
+    missing = [where[node] for node in sorted(pending)]
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return WaitError(
+        f"no reply within {timeout_s:g} s from {'; '.join(missing[:3])}{more}. Look at these "
+        "nodes' logs, or raise step_timeout_s if they are only slow."
+    )

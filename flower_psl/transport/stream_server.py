@@ -1,0 +1,275 @@
+"""The server's end of the live connections: one gRPC service in a thread of its own.
+
+Only that thread's event loop touches the state of nodes and connections. What arrives is
+put into one queue, from which the transport takes it.
+"""
+
+import asyncio
+import hmac
+import queue
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import grpc
+
+from flower_psl.errors import ConfigError, ProtocolError
+from flower_psl.transport.stream_ticket import (
+    CHANNEL_OPTIONS,
+    METHOD,
+    SERVICE,
+    StreamSettings,
+    check_length,
+)
+from flower_psl.transport.stream_tls import Certificate
+from flower_psl.wire import frames
+from flower_psl.wire.frames import Frame, Kind
+
+_STARTUP_TIMEOUT_S = 30.0
+_STOP_GRACE_S = 2.0
+# A frame of a stream that is not let in is read only if it can be a HELLO.
+_LONGEST_HELLO_BYTES = 1024
+_ANSWERS = (Kind.DESCRIPTION, Kind.REPLY, Kind.ERROR)
+
+
+class Arrival(NamedTuple):
+    """Something that happened to a node.
+
+    Its frame: an answer to the outstanding request; a HELLO, when the node connected; or
+    None, when its connection broke and did not come back in time.
+    """
+
+    node: int
+    frame: Frame | None
+
+
+@dataclass(eq=False)
+class _Connection:
+    """One stream. It may serve several nodes."""
+
+    outgoing: "asyncio.Queue[bytes]" = field(default_factory=asyncio.Queue)
+    nodes: set[int] = field(default_factory=set)
+
+
+@dataclass
+class _Node:
+    """One node, connected or not."""
+
+    token: str
+    connection: _Connection | None = None
+    # The request that it has not answered yet. It is sent again when the node comes back.
+    outstanding: tuple[int, bytes] | None = None
+    deadline: asyncio.TimerHandle | None = None
+
+
+class _RefusedError(Exception):
+    """A stream that gets nothing."""
+
+
+class StreamServer:
+    """Listens for nodes, knows them by their tokens, and passes frames on.
+
+    Parameters
+    ----------
+    settings : StreamSettings
+        Where to listen, and the bounds.
+    certificate : Certificate
+        What the server proves itself with.
+
+    Attributes
+    ----------
+    arrivals : queue.SimpleQueue of Arrival
+        What nodes did, in order.
+    refused : Counter of str
+        How many streams and frames were refused, by reason.
+    """
+
+    def __init__(self, settings: StreamSettings, certificate: Certificate) -> None:
+        self.arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self.refused: Counter[str] = Counter()
+        self._settings = settings
+        self._certificate = certificate
+        self._nodes: dict[int, _Node] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="psl-stream", daemon=True)
+        self._port: Future[int] = Future()
+        self._stop = asyncio.Event()
+
+    def start(self) -> int:
+        """Start to listen, and return the port.
+
+        Raises
+        ------
+        ConfigError
+            If the address cannot be listened on.
+        """
+        self._thread.start()
+        return self._port.result(_STARTUP_TIMEOUT_S)
+
+    def admit(self, nodes: Iterable[int]) -> dict[int, str]:
+        """Return a new token for each node; nobody else is let in."""
+        tokens = {node: secrets.token_hex(32) for node in nodes}
+        self._call(lambda: self._nodes.update({n: _Node(token) for n, token in tokens.items()}))
+        return tokens
+
+    def send(self, requests: Mapping[int, tuple[int, bytes]]) -> None:
+        """Send each node a frame with its sequence number, now or when it is back.
+
+        Raises
+        ------
+        ProtocolError
+            If a frame is longer than nodes accept.
+        """
+        for node, (_, data) in requests.items():
+            check_length(data, self._settings.max_frame_bytes, f"the request to node {node}")
+        self._call(lambda: self._send(requests))
+
+    def goodbye(self) -> None:
+        """Tell every connected node that the session is over; none may come back."""
+        self._call(self._goodbye)
+
+    def stop(self) -> None:
+        """End all connections and the thread."""
+        self._call(self._stop.set)
+        self._thread.join(_STARTUP_TIMEOUT_S)
+
+    def _call(self, function: Any) -> None:
+        self._loop.call_soon_threadsafe(function)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve())
+        except BaseException as error:  # whatever it is, `start` must not wait for the port
+            if not self._port.done():
+                self._port.set_exception(error)
+            else:
+                raise
+        finally:
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        options = [
+            *CHANNEL_OPTIONS,
+            ("grpc.max_receive_message_length", self._settings.max_frame_bytes),
+            # Else a second server could listen on the same port and get half of the nodes.
+            ("grpc.so_reuseport", 0),
+        ]
+        server = grpc.aio.server(options=options)
+        exchange = grpc.stream_stream_rpc_method_handler(self._exchange)
+        handler = grpc.method_handlers_generic_handler(SERVICE, {METHOD: exchange})
+        server.add_generic_rpc_handlers((handler,))
+        credentials = grpc.ssl_server_credentials(
+            [(self._certificate.key, self._certificate.certificate)]
+        )
+        try:
+            port = server.add_secure_port(self._settings.address, credentials)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"stream address {self._settings.address!r} cannot be listened on ({error}); "
+                "give a host of this machine and a free port, or port 0"
+            ) from error
+        await server.start()
+        self._port.set_result(port)
+        await self._stop.wait()
+        await server.stop(_STOP_GRACE_S)
+
+    async def _exchange(self, _: object, context: Any) -> None:
+        """Serve one stream, as long as it lasts."""
+        connection = _Connection()
+        writer = asyncio.create_task(_write(connection, context))
+        try:
+            while (data := await context.read()) is not grpc.aio.EOF:
+                self._receive(connection, data)
+        except _RefusedError:
+            # The same for every reason, so that nothing can be learned from it.
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED)
+        finally:
+            writer.cancel()
+            self._disconnect(connection)
+
+    def _receive(self, connection: _Connection, data: bytes) -> None:
+        if not connection.nodes and len(data) > _LONGEST_HELLO_BYTES:
+            self._refuse(connection, "long first frame")
+        try:
+            frame = frames.unpack(data)
+        except ProtocolError:
+            self._refuse(connection, "malformed frame")
+            return
+        if frame.kind is Kind.HELLO:
+            self._connect(connection, frame)
+            return
+        node = self._nodes.get(frame.node)
+        if node is None or node.connection is not connection:
+            self._refuse(connection, "frame of another node")
+        elif frame.kind not in _ANSWERS:
+            self._refuse(connection, "frame of a kind that nodes do not send")
+        elif node.outstanding is None or node.outstanding[0] != frame.sequence:
+            self._refuse(connection, "frame for another request")
+        else:
+            node.outstanding = None
+            self.arrivals.put(Arrival(frame.node, frame))
+
+    def _connect(self, connection: _Connection, frame: Frame) -> None:
+        node = self._nodes.get(frame.node)
+        given = str(frame.values.get("token"))
+        # JSON can hold half a surrogate pair, which UTF-8 has no bytes for.
+        given_bytes = given.encode(errors="replace")
+        # Compared for unknown nodes too: how long it takes tells nothing.
+        known = node.token if node else secrets.token_hex(32)
+        if not hmac.compare_digest(given_bytes, known.encode()) or node is None:
+            self.refused["wrong token"] += 1
+            raise _RefusedError
+        if node.connection is not None:
+            self.refused["second connection of a node"] += 1
+            raise _RefusedError
+        if node.deadline is not None:
+            node.deadline.cancel()
+            node.deadline = None
+        node.connection = connection
+        connection.nodes.add(frame.node)
+        connection.outgoing.put_nowait(frames.pack(Kind.WELCOME, frame.node, 0, {}))
+        if node.outstanding is not None:
+            connection.outgoing.put_nowait(node.outstanding[1])
+        self.arrivals.put(Arrival(frame.node, frame))
+
+    def _refuse(self, connection: _Connection, reason: str) -> None:
+        """Count what is not to be; a stream that is not let in yet ends with it."""
+        self.refused[reason] += 1
+        if not connection.nodes:
+            raise _RefusedError
+
+    def _disconnect(self, connection: _Connection) -> None:
+        for name in connection.nodes:
+            node = self._nodes.get(name)
+            if node is None or node.connection is not connection:
+                continue
+            node.connection = None
+            node.deadline = self._loop.call_later(
+                self._settings.reconnect_timeout_s, self.arrivals.put, Arrival(name, None)
+            )
+
+    def _send(self, requests: Mapping[int, tuple[int, bytes]]) -> None:
+        for name, request in requests.items():
+            node = self._nodes[name]
+            node.outstanding = request
+            if node.connection is not None:
+                node.connection.outgoing.put_nowait(request[1])
+
+    def _goodbye(self) -> None:
+        for name, node in self._nodes.items():
+            if node.connection is not None:
+                node.connection.outgoing.put_nowait(frames.pack(Kind.GOODBYE, name, 0, {}))
+            if node.deadline is not None:
+                node.deadline.cancel()
+        self._nodes.clear()
+
+
+async def _write(connection: _Connection, context: Any) -> None:
+    """Write frames as fast as the peer takes them."""
+    while True:
+        await context.write(await connection.outgoing.get())

@@ -1,0 +1,212 @@
+"""Requests and replies as two plain things: a table of small values, and named tensors.
+
+What carries them turns these into its own form, `wire.records` into Flower's records and
+`wire.frames` into frames of bytes. What they mean is written here once.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from flower_psl.errors import ProtocolError
+from flower_psl.wire.describe import DescribeReply, TensorSpec
+from flower_psl.wire.encodings import Encodings
+from flower_psl.wire.step import Phase, StepId, StepReply, StepRequest
+from flower_psl.wire.tensors import dtype_name, dtype_of
+
+Config = dict[str, int | float | str | list[int] | list[str]]
+
+_ID = "id"
+_PHASE = "phase"
+_DTYPE = "activation-dtype"
+_GROUPS = ("gradients", "moments")
+
+
+def request_config(request: StepRequest) -> Config:
+    """Return the small values of a request."""
+    return {
+        _PHASE: str(request.phase),
+        _ID: list(request.id),
+        **request.encodings.to_config(),
+    }
+
+
+def request_tensors(request: StepRequest) -> dict[str, Tensor]:
+    """Return the tensors of a request but for its weights, which clients share."""
+    gradient = {} if request.gradient is None else {"gradient": request.gradient}
+    return {**gradient, **request.extras}
+
+
+def request_of(
+    config: Mapping[str, object], weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> StepRequest:
+    """Return the request of its parts.
+
+    Raises
+    ------
+    ProtocolError
+        If a value is missing or is not what a request holds.
+    """
+    extras = _extras(tensors, "gradient")
+    if unknown := sorted(set(tensors) - {"gradient"} - set(extras)):
+        raise ProtocolError(
+            f"a request holds the tensors {unknown}; beside weights it has a gradient only. "
+            "Install the same flower-psl on both sides."
+        )
+    return StepRequest(
+        phase=_phase(config),
+        id=_step_id(config),
+        weights=weights,
+        gradient=tensors.get("gradient"),
+        extras=extras,
+        encodings=Encodings.from_config(config),
+    )
+
+
+def reply_config(reply: StepReply) -> Config:
+    """Return the small values of a reply."""
+    return {
+        _PHASE: str(reply.phase),
+        _ID: list(reply.id),
+        _DTYPE: "" if reply.activation_dtype is None else dtype_name(reply.activation_dtype),
+        "compute-s": reply.compute_s,
+        "unused": list(reply.unused),
+    }
+
+
+def reply_tensors(reply: StepReply) -> dict[str, Tensor]:
+    """Return the tensors of a reply, those of a group with its name in front."""
+    tensors = {
+        name: tensor
+        for name, tensor in (("activations", reply.activations), ("labels", reply.labels))
+        if tensor is not None
+    }
+    tensors |= reply.extras
+    for group in _GROUPS:
+        named: Mapping[str, Tensor] = getattr(reply, group)
+        tensors |= {f"{group}/{name}": tensor for name, tensor in named.items()}
+    return tensors
+
+
+def reply_of(config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> StepReply:
+    """Return the reply of its parts.
+
+    Raises
+    ------
+    ProtocolError
+        If a value is missing or is not what a reply holds.
+    """
+    compute_s = config.get("compute-s")
+    if not isinstance(compute_s, float) or not 0 <= compute_s < math.inf:
+        raise ProtocolError(
+            f"compute-s is {compute_s!r}; it must be seconds, finite and 0.0 or more"
+        )
+    unused = config.get("unused")
+    if not isinstance(unused, list) or not all(isinstance(name, str) for name in unused):
+        raise ProtocolError(f"unused is {unused!r}; it must be a list of parameter names")
+    dtype = str(config.get(_DTYPE))
+    groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
+    batch: dict[str, Tensor] = {}
+    extras = _extras(tensors, "activations")
+    for full_name, tensor in tensors.items():
+        group, _, name = full_name.partition("/")
+        if name and group in groups:
+            groups[group][name] = tensor
+        elif full_name in ("activations", "labels"):
+            batch[full_name] = tensor
+        elif full_name not in extras:
+            raise ProtocolError(
+                f"a reply holds the tensor {full_name!r}; known are activations, labels and "
+                f"the groups {list(_GROUPS)}. Install the same flower-psl on both sides."
+            )
+    return StepReply(
+        phase=_phase(config),
+        id=_step_id(config),
+        activations=batch.get("activations"),
+        activation_dtype=dtype_of(dtype) if dtype else None,
+        extras=extras,
+        labels=batch.get("labels"),
+        gradients=groups["gradients"],
+        unused=tuple(unused),
+        moments=groups["moments"],
+        compute_s=compute_s,
+    )
+
+
+def description_config(reply: DescribeReply) -> Config:
+    """Return a description, which has no tensors."""
+    segment = {
+        name: [list(spec.shape), spec.dtype, spec.trainable]
+        for name, spec in reply.segment.items()
+    }
+    return {
+        "version": reply.version,
+        # -1 stands for "none given": Flower's records have no null, and keys start at 0.
+        "client-key": -1 if reply.client_key is None else reply.client_key,
+        "num-examples": reply.num_examples,
+        "num-test-examples": reply.num_test_examples,
+        "segment": json.dumps(segment),
+    }
+
+
+def description_of(config: Mapping[str, object]) -> DescribeReply:
+    """Return the description of its values.
+
+    Raises
+    ------
+    ProtocolError
+        If a value is missing or is not what a description holds.
+    """
+    numbers = {}
+    for name in ("version", "client-key", "num-examples", "num-test-examples"):
+        value = config.get(name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ProtocolError(f"a description's {name} is {value!r}; it must be an integer")
+        numbers[name] = value
+    try:
+        segment = {
+            str(name): TensorSpec(tuple(int(size) for size in shape), str(dtype), bool(trainable))
+            for name, (shape, dtype, trainable) in json.loads(str(config.get("segment"))).items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ProtocolError(
+            f"a description's segment is not a table of names, shapes and dtypes ({error}); "
+            "install the same flower-psl on both sides"
+        ) from error
+    return DescribeReply(
+        version=numbers["version"],
+        client_key=None if numbers["client-key"] == -1 else numbers["client-key"],
+        num_examples=numbers["num-examples"],
+        num_test_examples=numbers["num-test-examples"],
+        segment=segment,
+    )
+
+
+def _extras(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return what decoding a tensor needs besides; `wire.encodings` says what that is."""
+    if name not in tensors:
+        return {}
+    return {part: tensor for part, tensor in tensors.items() if part.startswith(f"{name}|")}
+
+
+def _phase(config: Mapping[str, object]) -> Phase:
+    value = config.get(_PHASE)
+    try:
+        return Phase(str(value))
+    except ValueError:
+        raise ProtocolError(
+            f"phase {value!r} is unknown; it is one of {[str(phase) for phase in Phase]}"
+        ) from None
+
+
+def _step_id(config: Mapping[str, object]) -> StepId:
+    value = config.get(_ID)
+    if (
+        not isinstance(value, list)
+        or len(value) != len(StepId._fields)
+        or not all(isinstance(number, int) for number in value)
+    ):
+        raise ProtocolError(f"id {value!r} is not the {len(StepId._fields)} integers of a step")
+    return StepId(*(int(number) for number in value))
