@@ -94,6 +94,7 @@ class StreamServer:
         self._settings = settings
         self._certificate = certificate
         self._nodes: dict[int, _Node] = {}
+        self._over = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="psl-stream", daemon=True)
         self._port: Future[int] = Future()
@@ -129,7 +130,7 @@ class StreamServer:
         self._call(lambda: self._send(requests))
 
     def goodbye(self) -> None:
-        """Tell every connected node that the session is over; none may come back."""
+        """Tell every node that the session is over, now or when it comes (back)."""
         self._call(self._goodbye)
 
     def stop(self) -> None:
@@ -232,6 +233,9 @@ class StreamServer:
             node.deadline = None
         node.connection = connection
         connection.nodes.add(frame.node)
+        if self._over:
+            connection.outgoing.put_nowait(frames.pack(Kind.GOODBYE, frame.node, 0, {}))
+            return
         connection.outgoing.put_nowait(frames.pack(Kind.WELCOME, frame.node, 0, {}))
         if node.outstanding is not None:
             connection.outgoing.put_nowait(node.outstanding[1])
@@ -245,13 +249,14 @@ class StreamServer:
 
     def _disconnect(self, connection: _Connection) -> None:
         for name in connection.nodes:
-            node = self._nodes.get(name)
-            if node is None or node.connection is not connection:
+            node = self._nodes[name]
+            if node.connection is not connection:
                 continue
             node.connection = None
-            node.deadline = self._loop.call_later(
-                self._settings.reconnect_timeout_s, self.arrivals.put, Arrival(name, None)
-            )
+            if not self._over:
+                node.deadline = self._loop.call_later(
+                    self._settings.reconnect_timeout_s, self.arrivals.put, Arrival(name, None)
+                )
 
     def _send(self, requests: Mapping[int, tuple[int, bytes]]) -> None:
         for name, request in requests.items():
@@ -261,12 +266,12 @@ class StreamServer:
                 node.connection.outgoing.put_nowait(request[1])
 
     def _goodbye(self) -> None:
+        self._over = True
         for name, node in self._nodes.items():
             if node.connection is not None:
                 node.connection.outgoing.put_nowait(frames.pack(Kind.GOODBYE, name, 0, {}))
             if node.deadline is not None:
                 node.deadline.cancel()
-        self._nodes.clear()
 
 
 async def _write(connection: _Connection, context: Any) -> None:

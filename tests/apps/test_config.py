@@ -6,6 +6,7 @@ import pytest
 
 from apps.image_classification.config import AppConfig, DataConfig
 from apps.image_classification.settings import settings_of
+from flower_psl.wire import ENCODINGS
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +36,10 @@ def test_keys_reach_their_fields() -> None:
         ({"batchsize": 8}, ["batchsize = 8", "did you mean", "batch-size", "The keys are"]),
         ({"zzzzz": 1}, ["zzzzz = 1", "no key of this app", "remove it", "num-server-rounds"]),
         ({"transport": "grpc"}, ["transport = 'grpc'", "auto, stream, messages"]),
+        *(
+            ({f"{value}-encoding": "int4"}, [f"{value}-encoding = 'int4'", *ENCODINGS])
+            for value in ("activation", "gradient", "weight")
+        ),
         ({"sampler": "gspl"}, ["sampler = 'gspl'", "'gpsl'", "gpsl, fls, fpls, sl"]),
         (
             {"partitioner": "dirichlett"},

@@ -10,7 +10,7 @@ from apps.image_classification.config import AppConfig
 from apps.image_classification.image_spec import ImageSpec
 from apps.image_classification.models import initial_model
 from apps.image_classification.server_app import build_strategy, main, report
-from flower_psl import ConfigError, CutError, GlobalSampler, PslError, StreamSettings
+from flower_psl import ConfigError, CutError, Encodings, GlobalSampler, PslError, StreamSettings
 
 if TYPE_CHECKING:
     from tests.conftest import FakeGrid
@@ -38,6 +38,9 @@ def test_the_strategy_is_the_one_configured(tmp_path: Path) -> None:
             "transport": "messages",
             "stream-address": "0.0.0.0:9200",
             "stream-advertise": "server.example:9200",
+            "activation-encoding": "int8",
+            "gradient-encoding": "bf16",
+            "weight-encoding": "fp16",
             "out": str(tmp_path),
         }
     )
@@ -52,6 +55,7 @@ def test_the_strategy_is_the_one_configured(tmp_path: Path) -> None:
     assert strategy.stream == StreamSettings(
         address="0.0.0.0:9200", advertise="server.example:9200"
     )
+    assert strategy.encodings == Encodings(activations="int8", gradients="bf16", weights="fp16")
     assert (strategy.seed, strategy.model_name) == (4, "small-cnn")
     assert strategy.lr_scheduler_fn is not None
     assert strategy.recorder is not None

@@ -13,8 +13,9 @@ POSITIONS = st.lists(WORDS, max_size=4).map(tuple)
 
 
 def test_purposes_keep_their_numbers_and_share_none() -> None:
-    names = ("SCHEDULE", "PERMUTATION", "CLIENT_FORWARD", "SERVER_FORWARD")
-    assert [int(Purpose[name]) for name in names] == [1, 2, 3, 4]
+    names = ("SCHEDULE", "PERMUTATION", "CLIENT_FORWARD", "SERVER_FORWARD", "CLIENT_DATA")
+    assert [int(Purpose[name]) for name in names] == [1, 2, 3, 4, 5]
+    assert [int(Purpose[name]) for name in ("EVALUATION", "ENCODING")] == [6, 7]
     assert len(Purpose.__members__) == len({int(purpose) for purpose in Purpose})
 
 

@@ -72,6 +72,17 @@ def test_the_activations_given_are_not_changed() -> None:
     assert torch.equal(gradients[0] == 0, activations[:4] <= 0)
 
 
+def test_a_first_layer_may_work_in_place_on_one_clients_activations() -> None:
+    activations, labels = torch.randn(6, 4), torch.arange(6) % 3
+    segment = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3))
+    passed = forward(segment, [activations], labels, functional.cross_entropy, seed=5)
+    [gradient] = passed.backward()
+    whole = activations.clone().requires_grad_()
+    functional.cross_entropy(segment[1](whole.relu()), labels).backward()  # type: ignore[no-untyped-call]
+    assert whole.grad is not None
+    assert torch.equal(gradient, whole.grad)
+
+
 def test_a_step_after_an_evaluation_trains() -> None:
     segment = server().eval()
     run(segment)

@@ -24,9 +24,11 @@ PATIENCE_S = 20.0
 
 
 class Echo:
-    """A device that answers with its node id, after `during` was called."""
+    """A device that answers with its node id, or with what `during` returns."""
 
-    def __init__(self, node: int, during: Callable[[StepRequest], None] | None = None) -> None:
+    def __init__(
+        self, node: int, during: Callable[[StepRequest], StepReply | None] = lambda _: None
+    ) -> None:
         self.node = node
         self.during = during
 
@@ -34,9 +36,7 @@ class Echo:
         return DescribeReply(client_key=self.node, num_examples=4, num_test_examples=0, segment={})
 
     def handle(self, request: StepRequest) -> StepReply:
-        if self.during is not None:
-            self.during(request)
-        return StepReply(
+        return self.during(request) or StepReply(
             phase=request.phase,
             id=request.id,
             activations=torch.full((request.id.batch_size, 2), float(self.node)),
@@ -123,19 +123,33 @@ class Lab:
             max_frame_bytes=self.settings.max_frame_bytes,
         )
 
-    def serve(self, devices: Mapping[int, Device], *, port: int = 0) -> Serving:
-        """Serve devices over one connection, in a thread; return when it is let in."""
-        client = StreamClient(self.ticket(next(iter(devices)), port=port))
+    def start(
+        self, devices: Mapping[int, Device], *, port: int = 0, certificate: bytes = b""
+    ) -> Serving:
+        """Serve devices over one connection, in a thread."""
+        ticket = self.ticket(next(iter(devices)), port=port, certificate=certificate)
+        client = StreamClient(ticket)
         for node, device in devices.items():
             client.add(node, self.tokens[node], device)
         serving = Serving(client)
         self.closing.append(serving.error)
+        return serving
+
+    def serve(self, devices: Mapping[int, Device], *, port: int = 0) -> Serving:
+        """Serve devices over one connection, in a thread; return when it is let in."""
+        serving = self.start(devices, port=port)
         self.await_nodes(devices)
         return serving
 
     def await_nodes(self, nodes: Iterable[int]) -> None:
         while not set(nodes) <= set(self.transport.nodes()):
             assert self.transport.await_node(PATIENCE_S), "no node came"
+
+    def proxy(self) -> "Proxy":
+        """Return a proxy of the server, which lives as long."""
+        proxy = Proxy(self.port)
+        self.closing.insert(0, proxy.close)
+        return proxy
 
     def raw(self, *, tls: bool = True) -> RawStream:
         address = f"127.0.0.1:{self.port}"
@@ -284,16 +298,3 @@ def make_echo() -> type[Echo]:
 @pytest.fixture
 def make_serving() -> type[Serving]:
     return Serving
-
-
-@pytest.fixture
-def make_proxy() -> Iterator[Callable[[int], Proxy]]:
-    proxies: list[Proxy] = []
-
-    def make(port: int) -> Proxy:
-        proxies.append(Proxy(port))
-        return proxies[-1]
-
-    yield make
-    for proxy in proxies:
-        proxy.close()

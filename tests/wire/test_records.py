@@ -218,7 +218,7 @@ def test_a_reply_without_one_of_its_records_is_refused(name: str) -> None:
 def test_a_description_without_its_record_is_refused() -> None:
     content = records.encode_description(DESCRIPTION)
     del content["psl"]
-    with pytest.raises(ProtocolError, match="without the ConfigRecord 'psl'.*send it with"):
+    with pytest.raises(ProtocolError, match=r"without the ConfigRecord 'psl'.*send it with"):
         records.decode_description(content)
 
 

@@ -75,14 +75,15 @@ class Int8:
                     f"{tuple(numbers.shape)}; it is torch.float32 ({math.prod(channels)},), one "
                     "number a channel"
                 )
-            if not bool(torch.isfinite(part).all()):
+            least, greatest = (float(extreme) for extreme in torch.aminmax(part))
+            if not (math.isfinite(least) and math.isfinite(greatest)):
                 raise ProtocolError(
                     f"a {name} that is NaN or infinite, as the values were before or their range "
                     "is beyond float32; every value must be finite. Look at the sender's inputs, "
                     "or lower the learning rate if training diverged"
                 )
-        if bool((scale < 0).any()):
-            raise ProtocolError(f"a scale of {float(scale.min())}; a scale is 0 or more")
+            if name == "scale" and least < 0:
+                raise ProtocolError(f"a scale of {least}; a scale is 0 or more")
         exact = dtype if dtype is torch.float64 else torch.float32
         values = numbers.to(exact).mul_(scale.reshape(channels)).add_(zero.reshape(channels))
         return values.to(dtype)

@@ -6,7 +6,7 @@ What travels is named after the value: ``activations`` in 8 bits has the parts
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -121,6 +121,7 @@ def encode_parameters(
     if encoding == "raw":
         return tensors
     encoded: dict[str, Tensor] = {}
+    seed = None if seed is None else cache(seed)
     for name, tensor in tensors.items():
         chosen = encoding if name in parameters else "raw"
         encoded |= _encode(name, tensor, chosen, _PARAMETER_AXIS, seed)
@@ -214,4 +215,4 @@ def _refuse_left(left: Mapping[str, Tensor], encoding: str, where: str) -> None:
 def _generator(seed: Seed, name: str) -> np.random.Generator:
     """Return a generator of one value: no two of a step may draw the same numbers."""
     digest = hashlib.sha256(f"{seed()} {name}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest, "big"))
+    return np.random.default_rng(int.from_bytes(digest[:16], "big"))

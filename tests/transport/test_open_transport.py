@@ -1,0 +1,254 @@
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flwr.app import Error, Message, MetricRecord, RecordDict
+
+from flower_psl import WaitError
+from flower_psl.transport import StreamSettings, Transport
+from flower_psl.transport.open_transport import open_transport
+from flower_psl.transport.stream_client import StreamClient
+from flower_psl.transport.stream_server import StreamServer
+from flower_psl.transport.stream_ticket import TICKET, Ticket
+
+if TYPE_CHECKING:
+    from tests.conftest import Answer, FakeGrid
+    from tests.transport.conftest import Echo, Serving
+
+
+class Handler:
+    """A node whose handler serves until the session ends, and then answers."""
+
+    def __init__(self, node: int, echo: "type[Echo]", serving: "type[Serving]") -> None:
+        self._node = node
+        self._echo = echo
+        self._make_serving = serving
+        self.serving: Serving | None = None
+        self.ticket: Ticket | None = None
+
+    def __call__(self, message: Message) -> Message | None:
+        if self.serving is None:
+            self.ticket = Ticket.from_values(message.content.config_records[TICKET])
+            client = StreamClient(self.ticket)
+            client.add(self._node, self.ticket.token, self._echo(self._node))
+            self.serving = self._make_serving(client)
+        if not self.serving.done():
+            return None
+        metrics = MetricRecord({"num-requests": self.serving.answered()})
+        return Message(RecordDict({"psl-session": metrics}), reply_to=message)
+
+
+def silent(message: Message) -> None:
+    return None
+
+
+def failing(message: Message) -> Message:
+    return Message(Error(code=2, reason="  no module named grpc\n"), reply_to=message)
+
+
+@pytest.fixture
+def handler(make_echo: "type[Echo]", make_serving: "type[Serving]") -> Callable[[int], Handler]:
+    return lambda node: Handler(node, make_echo, make_serving)
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[StreamServer]]:
+    """Keep the servers that are started; in the end none may run."""
+    started: list[StreamServer] = []
+    start = StreamServer.start
+
+    def keep(self: StreamServer) -> int:
+        started.append(self)
+        return start(self)
+
+    monkeypatch.setattr(StreamServer, "start", keep)
+    monkeypatch.setattr("flower_psl.transport.open_transport._CLOSING_TIMEOUT_S", 0.3)
+    yield started
+    assert not any(server._thread.is_alive() for server in started)
+
+
+def opened(grid: "FakeGrid", name: Any, **settings: Any) -> AbstractContextManager[Transport]:
+    return open_transport(
+        grid, name, StreamSettings(**settings), min_nodes=len(grid.nodes), node_timeout_s=5
+    )
+
+
+def test_messages_start_no_server(
+    fake_grid: "type[FakeGrid]", servers: list[StreamServer]
+) -> None:
+    grid = fake_grid({1: failing})
+    with opened(grid, "messages") as transport:
+        assert transport.name == "messages"
+    assert (servers, grid.pushed) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["stream", "auto"])
+def test_a_stream_is_opened_and_closed_with_the_block(
+    fake_grid: "type[FakeGrid]",
+    servers: list[StreamServer],
+    handler: Callable[[int], Handler],
+    name: str,
+) -> None:
+    nodes = {4: handler(4), 2**63: handler(2**63)}
+    grid = fake_grid({**nodes})
+    with opened(grid, name, reconnect_timeout_s=7) as transport:
+        assert transport.name == "stream"
+        assert transport.nodes() == [4, 2**63]
+        keys = {n: each.client_key for n, each in transport.describe([2**63, 4], 20).items()}
+        assert keys == {2**63: 2**63, 4: 4}
+    for message in grid.pushed:
+        assert message.metadata.message_type == "train.psl_session"
+        assert message.metadata.ttl == 30 * 24 * 3600
+    tickets = {node: each.ticket for node, each in nodes.items()}
+    for ticket in tickets.values():
+        assert ticket is not None
+        assert (ticket.reconnect_timeout_s, ticket.max_frame_bytes) == (7.0, 10**9)
+        assert ticket.address.startswith("127.0.0.1:")
+        assert len(bytes.fromhex(ticket.token)) == 32
+    assert len({ticket.token for ticket in tickets.values() if ticket}) == 2
+    for each in nodes.values():
+        assert each.serving is not None
+        assert each.serving.answered() == 1
+    assert len(servers) == 1
+
+
+def test_the_answers_of_ended_sessions_are_awaited(
+    fake_grid: "type[FakeGrid]",
+    servers: list[StreamServer],
+    handler: Callable[[int], Handler],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    grid = fake_grid({1: handler(1), 2: handler(2)})
+    with opened(grid, "stream"):
+        pulls = len(grid.pulls)
+    assert len(grid.pulls) > pulls
+    assert not caplog.records
+
+
+def test_a_node_that_does_not_end_its_session_is_named(
+    fake_grid: "type[FakeGrid]",
+    servers: list[StreamServer],
+    handler: Callable[[int], Handler],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    two = handler(2)
+
+    def held(message: Message) -> None:
+        two(message)
+
+    with opened(fake_grid({1: handler(1), 2: held}), "stream"):
+        pass
+    assert "nodes [2] have not ended their sessions within 0.3 s" in caplog.text
+
+
+def test_a_block_that_raises_closes_the_stream_too(
+    fake_grid: "type[FakeGrid]", servers: list[StreamServer], handler: Callable[[int], Handler]
+) -> None:
+    node = handler(1)
+    with pytest.raises(ZeroDivisionError), opened(fake_grid({1: node}), "stream"):
+        _ = 1 / 0
+    assert node.serving is not None
+    assert node.serving.answered() == 0
+
+
+def test_the_server_stops_even_if_the_grid_is_gone(
+    fake_grid: "type[FakeGrid]", servers: list[StreamServer], handler: Callable[[int], Handler]
+) -> None:
+    grid = fake_grid({1: handler(1)})
+
+    def gone(_: list[Message]) -> list[Message]:
+        raise ConnectionError("no SuperLink")
+
+    with pytest.raises(ConnectionError, match="no SuperLink"), opened(grid, "stream"):
+        grid.__dict__["pull"] = gone
+    assert len(servers) == 1
+
+
+PROBLEMS: "dict[str, tuple[Answer, str]]" = {
+    "silent": (
+        silent,
+        r"1 of 2 nodes opened no stream within 0\.3 s \(\[9\]\); they must be able to reach the "
+        r"server\. Set the stream's address, or advertise the one they see\.",
+    ),
+    "failing": (failing, r"node 9 opened no stream: no module named grpc\."),
+}
+
+
+@pytest.mark.parametrize("problem", list(PROBLEMS))
+def test_auto_goes_on_with_messages_and_says_why_once(
+    fake_grid: "type[FakeGrid]",
+    servers: list[StreamServer],
+    handler: Callable[[int], Handler],
+    caplog: pytest.LogCaptureFixture,
+    problem: str,
+) -> None:
+    answer, reason = PROBLEMS[problem]
+    node = handler(1)
+    caplog.set_level(logging.WARNING)
+    grid = fake_grid({1: node, 9: answer})
+    with opened(grid, "auto", connect_timeout_s=0.3) as transport:
+        assert transport.name == "messages"
+        assert not any(server._thread.is_alive() for server in servers)
+        # The node that had connected was told that it is over.
+        assert node.serving is not None
+        assert node.serving.answered() == 0
+    [said] = [r.getMessage() for r in caplog.records if "opened no stream" in r.getMessage()]
+    assert re.fullmatch(reason + r" The run goes on with Flower messages\.", said)
+    assert len(servers) == 1
+
+
+@pytest.mark.parametrize("problem", list(PROBLEMS))
+def test_a_stream_that_cannot_be_opened_is_an_error(
+    fake_grid: "type[FakeGrid]",
+    servers: list[StreamServer],
+    handler: Callable[[int], Handler],
+    problem: str,
+) -> None:
+    answer, reason = PROBLEMS[problem]
+    grid = fake_grid({1: handler(1), 9: answer})
+    with pytest.raises(WaitError, match=reason), opened(grid, "stream", connect_timeout_s=0.3):
+        pass
+    assert len(servers) == 1
+
+
+def test_a_message_that_the_superlink_does_not_take_names_the_node(
+    fake_grid: "type[FakeGrid]", servers: list[StreamServer], handler: Callable[[int], Handler]
+) -> None:
+    grid = fake_grid({1: handler(1), 2: handler(2)})
+    push = grid.push_messages
+
+    def push_first(messages: Iterable[Message]) -> list[str | None]:
+        return [*push(list(messages)[:1]), None]
+
+    grid.__dict__["push_messages"] = push_first
+    reason = "node 2 opened no stream: the SuperLink did not take its session message"
+    with pytest.raises(WaitError, match=reason), opened(grid, "stream"):
+        pass
+
+
+def test_too_few_nodes_are_an_error(
+    fake_grid: "type[FakeGrid]", servers: list[StreamServer]
+) -> None:
+    with (
+        pytest.raises(WaitError, match="1 nodes after 0 s; min_available_nodes is 2"),
+        open_transport(
+            fake_grid({1: silent}), "stream", StreamSettings(), min_nodes=2, node_timeout_s=0
+        ),
+    ):
+        pass
+    assert servers == []
+
+
+def test_the_advertised_address_is_the_tickets(
+    fake_grid: "type[FakeGrid]", servers: list[StreamServer], handler: Callable[[int], Handler]
+) -> None:
+    node = handler(1)
+    with opened(fake_grid({1: node}), "stream", address="0.0.0.0:0", advertise="127.0.0.1:0"):
+        pass
+    assert node.ticket is not None
+    host, port = node.ticket.address.split(":")
+    assert host == "127.0.0.1"
+    assert int(port) > 0

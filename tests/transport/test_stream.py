@@ -1,0 +1,240 @@
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor
+
+from flower_psl import ClientError, ConfigError, ProtocolError, WaitError
+from flower_psl.transport.stream_client import StreamClient
+from flower_psl.transport.stream_server import StreamServer
+from flower_psl.transport.stream_ticket import StreamSettings
+from flower_psl.wire import DescribeReply, StepReply, StepRequest, frames
+from flower_psl.wire.frames import Kind, Pieces
+
+if TYPE_CHECKING:
+    from tests.transport.conftest import Echo, MakeLab, Serving
+
+FAR = 2**64 - 1  # the largest node id that there can be
+
+
+def test_every_node_describes_itself(make_lab: "MakeLab", make_echo: "type[Echo]") -> None:
+    lab = make_lab(1, 2)
+    for node in (1, 2):
+        lab.serve({node: make_echo(node)})
+    descriptions = lab.transport.describe([2, 1], timeout_s=20)
+    assert [(node, each.client_key) for node, each in descriptions.items()] == [(2, 2), (1, 1)]
+    assert lab.transport.nodes() == [1, 2]
+
+
+def test_replies_come_in_the_order_of_the_requests(
+    make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    """Whichever node answers first."""
+    lab = make_lab(1, 2, FAR)
+    others_answered = threading.Semaphore(0)
+
+    def last(_: StepRequest) -> None:
+        assert others_answered.acquire(timeout=20)
+        assert others_answered.acquire(timeout=20)
+
+    lab.serve({FAR: make_echo(5, during=last)})
+    for node in (1, 2):
+        lab.serve({node: make_echo(node, during=lambda _: others_answered.release())})
+    assert list(lab.exchange(FAR, 2, 1).items()) == [(FAR, 5.0), (2, 2.0), (1, 1.0)]
+
+
+def test_what_is_sent_arrives_bit_for_bit(make_lab: "MakeLab", make_echo: "type[Echo]") -> None:
+    lab = make_lab(1)
+    seen: list[StepRequest] = []
+    lab.serve({1: make_echo(1, during=seen.append)})
+    requests = lab.requests(1)
+    reply = lab.transport.exchange(requests, 20)[1]
+    assert reply.id == seen[0].id == requests[1].id
+    assert torch.equal(seen[0].weights["w"], requests[1].weights["w"])
+    assert reply.labels is not None
+    assert reply.labels.tolist() == [0, 0, 0]
+
+
+def test_one_connection_serves_several_devices_and_one_that_joins(
+    make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    lab = make_lab(1, 2, 3)
+    serving = lab.serve({1: make_echo(1), 2: make_echo(2)})
+    assert lab.exchange(1, 2) == {1: 1.0, 2: 2.0}
+    serving.client.add(3, lab.tokens[3], make_echo(3))
+    lab.await_nodes([3])
+    assert lab.exchange(3, 1, 2) == {3: 3.0, 1: 1.0, 2: 2.0}
+    lab.server.goodbye()
+    assert serving.answered() == 5
+    assert serving.client.done
+
+
+def test_the_weights_that_clients_share_are_packed_once(
+    make_lab: "MakeLab", make_echo: "type[Echo]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[list[str]] = []
+
+    def counting(tensors: Mapping[str, Tensor]) -> Pieces:
+        packed.append(list(tensors))
+        return pack_tensors(tensors)
+
+    lab = make_lab(1, 2)
+    lab.serve({1: make_echo(1), 2: make_echo(2)})
+    pack_tensors = frames.pack_tensors
+    monkeypatch.setattr(frames, "pack_tensors", counting)
+    lab.exchange(1, 2)
+    assert packed.count(["weights/w"]) == 1
+
+
+def test_an_error_of_a_device_is_raised_at_once(
+    make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    lab = make_lab(1, 7)
+    released = threading.Event()
+
+    def wait(_: StepRequest) -> None:
+        assert released.wait(20)
+
+    def fail(_: StepRequest) -> None:
+        raise MemoryError("no more")
+
+    lab.serve({1: make_echo(1, during=wait)})
+    lab.serve({7: make_echo(7, during=fail)})
+    with pytest.raises(
+        ClientError,
+        match=r"^node 7, client 7, round 2, step 40: the client raised MemoryError: no more$",
+    ):
+        lab.transport.exchange(lab.requests(1, 7), timeout_s=20)
+    assert not released.is_set()
+    released.set()
+
+
+def test_a_device_that_cannot_describe_itself_is_named(make_lab: "MakeLab") -> None:
+    class Mute:
+        def describe(self) -> DescribeReply:
+            raise OSError("no disk")
+
+        def handle(self, request: StepRequest) -> StepReply:
+            raise NotImplementedError
+
+    lab = make_lab(1)
+    lab.serve({1: Mute()})
+    with pytest.raises(ClientError, match=r"^node 1, describing itself: .* OSError: no disk$"):
+        lab.transport.describe([1], timeout_s=20)
+
+
+def test_a_reply_to_another_request_is_refused(
+    make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    def confuse(request: StepRequest) -> StepReply:
+        return StepReply(phase=request.phase, id=request.id._replace(step=9))
+
+    lab = make_lab(1)
+    lab.serve({1: make_echo(1, during=confuse)})
+    with pytest.raises(ProtocolError, match="client 1, round 2, step 40: asked for forward"):
+        lab.exchange(1)
+
+
+def test_an_answer_that_is_none_names_the_node(make_lab: "MakeLab") -> None:
+    lab = make_lab(1)
+    stream = lab.raw_node(1)
+
+    def answer() -> None:
+        sequence = stream.read().sequence
+        stream.send(frames.pack(Kind.REPLY, 1, sequence, {"compute-s": "long"}))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    with pytest.raises(ProtocolError, match=r"^node 1, client 1, round 2, step 40: compute-s is"):
+        lab.exchange(1)
+    thread.join()
+
+
+def test_late_replies_name_their_nodes_and_do_not_disturb_what_follows(
+    make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    lab = make_lab(*range(1, 6))
+    released = threading.Event()
+
+    def wait(_: StepRequest) -> None:
+        assert released.wait(20)
+
+    lab.serve({1: make_echo(1)})
+    for node in range(2, 6):
+        lab.serve({node: make_echo(node, during=wait)})
+    with pytest.raises(
+        WaitError,
+        match=r"no reply within 0\.2 s from node 2, client 2, round 2, step 40; node 3.*; node 4"
+        r".* and 1 more\. Look at .* or raise step_timeout_s",
+    ):
+        lab.transport.exchange(lab.requests(*range(1, 6)), timeout_s=0.2)
+    released.set()
+    assert lab.exchange(5, 2) == {5: 5.0, 2: 2.0}
+
+
+def test_a_node_that_was_lost_is_named(make_lab: "MakeLab", make_echo: "type[Echo]") -> None:
+    lab = make_lab(1, 2, reconnect_timeout_s=0.3)
+    lab.serve({1: make_echo(1)})
+    lab.raw_node(2).close()
+    reason = (
+        r"^node 2, client 2, round 2, step 40: its connection broke and did not come back within "
+        r"0\.3 s\. Look at the node's log, or raise reconnect_timeout_s"
+    )
+    with pytest.raises(ClientError, match=reason):
+        lab.transport.exchange(lab.requests(1, 2), timeout_s=20)
+    assert lab.transport.nodes() == [1]
+    with pytest.raises(ClientError, match=reason):  # at once: it is known to be lost
+        lab.transport.exchange(lab.requests(2), timeout_s=0)
+    lab.serve({2: make_echo(2)})
+    assert lab.exchange(1, 2) == {1: 1.0, 2: 2.0}
+
+
+def test_a_client_gives_up_when_the_server_is_gone(
+    make_lab: "MakeLab", make_echo: "type[Echo]", make_serving: "type[Serving]"
+) -> None:
+    lab = make_lab(1, reconnect_timeout_s=0.3)
+    ticket = lab.ticket(1)
+    gone = StreamServer(lab.settings, lab.certificate)
+    port = gone.start()
+    gone.stop()
+    client = StreamClient(lab.ticket(1, port=port))
+    client.add(1, ticket.token, make_echo(1))
+    error = make_serving(client).error()
+    assert isinstance(error, ConnectionError)
+    assert f"no connection to the server at 127.0.0.1:{port} for" in str(error)
+    assert "Look at the address and the firewall, or at the server's log" in str(error)
+    assert client.done
+
+
+def test_a_request_that_is_too_long_is_not_sent(
+    make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    lab = make_lab(1, max_frame_bytes=100)
+    with pytest.raises(
+        ProtocolError, match=r"the request to node 1 is a frame of \d+ bytes; max_frame_bytes is"
+    ):
+        lab.exchange(1)
+
+
+def test_a_reply_that_is_too_long_is_an_error_of_its_client(
+    make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    def exceed(request: StepRequest) -> StepReply:
+        return StepReply(phase=request.phase, id=request.id, labels=torch.zeros(3, 500))
+
+    lab = make_lab(1, max_frame_bytes=5000)
+    lab.serve({1: make_echo(1, during=exceed)})
+    with pytest.raises(
+        ClientError, match=r"node 1, .*ProtocolError: the reply is a frame of 6\d+ bytes; max_fr"
+    ):
+        lab.exchange(1)
+
+
+def test_an_address_that_is_taken_is_refused(make_lab: "MakeLab") -> None:
+    lab = make_lab(1)
+    taken = f"127.0.0.1:{lab.port}"
+    server = StreamServer(StreamSettings(address=taken), lab.certificate)
+    with pytest.raises(ConfigError, match=f"stream address '{taken}' cannot be listened on"):
+        server.start()

@@ -1,0 +1,240 @@
+"""What is refused without an effect on the nodes that are served."""
+
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+import pytest
+
+from flower_psl.transport.stream_tls import make_certificate
+from flower_psl.wire import StepRequest, frames, parts
+from flower_psl.wire.frames import Kind
+
+if TYPE_CHECKING:
+    from tests.transport.conftest import Echo, Lab, MakeLab, Serving
+
+REFUSED = (grpc.StatusCode.UNAUTHENTICATED, "")
+
+
+@pytest.fixture
+def lab(make_lab: "MakeLab") -> "Lab":
+    """Nodes 1 and 2 are served or attacked, node 3 is not connected."""
+    return make_lab(1, 2, 3)
+
+
+@contextmanager
+def during_a_step(lab: "Lab", make_echo: "type[Echo]") -> Iterator[None]:
+    """Run the block while node 1 computes; then its answer must come as if nothing was."""
+    computing, attacked = threading.Event(), threading.Event()
+
+    def wait(_: StepRequest) -> None:
+        computing.set()
+        assert attacked.wait(20)
+
+    lab.serve({1: make_echo(1, during=wait)})
+    with ThreadPoolExecutor(1) as pool:
+        exchange = pool.submit(lab.exchange, 1)
+        try:
+            assert computing.wait(20)
+            yield
+        finally:
+            attacked.set()
+        assert exchange.result(20) == {1: 1.0}
+    assert lab.exchange(1) == {1: 1.0}
+
+
+FIRST_FRAMES: dict[str, tuple[Callable[["Lab"], bytes], str]] = {
+    "a wrong token": (lambda lab: lab.hello(3, secrets.token_hex(32)), "wrong token"),
+    "another node's token": (lambda lab: lab.hello(3, lab.tokens[1]), "wrong token"),
+    "an empty token": (lambda lab: lab.hello(3, ""), "wrong token"),
+    "no token": (lambda lab: frames.pack(Kind.HELLO, 3, 0, {}), "wrong token"),
+    "no text": (lambda lab: frames.pack(Kind.HELLO, 3, 0, {"token": [1]}), "wrong token"),
+    "half a surrogate pair": (lambda lab: lab.hello(3, "\ud800"), "wrong token"),
+    "an unknown node": (lambda lab: lab.hello(9, lab.tokens[3]), "wrong token"),
+    "a connected node": (lambda lab: lab.hello(1), "second connection of a node"),
+    "a long token": (lambda lab: lab.hello(3, "a" * 1024), "long first frame"),
+    "a reply": (lambda lab: frames.pack(Kind.REPLY, 1, 1, {}), "frame of another node"),
+    "random bytes": (lambda lab: np.random.default_rng(0).bytes(99), "malformed frame"),
+    "no bytes": (lambda lab: b"", "malformed frame"),
+    "another version": (lambda lab: b"PSLF\x02" + lab.hello(3)[5:], "malformed frame"),
+    "an unknown kind": (lambda lab: b"PSLF\x01\x63" + lab.hello(3)[6:], "malformed frame"),
+    "a frame cut off": (lambda lab: lab.hello(3)[:-1], "malformed frame"),
+    "a frame grown": (lambda lab: lab.hello(3) + b"}", "malformed frame"),
+}
+
+
+@pytest.mark.parametrize("name", list(FIRST_FRAMES))
+def test_a_stream_that_is_not_let_in_ends_alike_for_every_reason(
+    lab: "Lab", make_echo: "type[Echo]", name: str
+) -> None:
+    make_frame, reason = FIRST_FRAMES[name]
+    with during_a_step(lab, make_echo):
+        stream = lab.raw()
+        # Its real token comes too late, after what was refused.
+        stream.send(make_frame(lab), lab.hello(3))
+        assert stream.end() == REFUSED
+    assert lab.server.refused == Counter({reason: 1})
+    assert lab.transport.nodes() == [1]
+
+
+def test_a_token_of_an_earlier_server_is_refused(
+    make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    earlier, lab = make_lab(1, 3), make_lab(1, 3)
+    with during_a_step(lab, make_echo):
+        stream = lab.raw()
+        stream.send(lab.hello(3, earlier.tokens[3]))
+        assert stream.end() == REFUSED
+    assert lab.server.refused == Counter({"wrong token": 1})
+
+
+def test_a_token_is_good_for_a_goodbye_when_the_run_has_ended(lab: "Lab") -> None:
+    lab.server.goodbye()
+    stream = lab.raw()
+    stream.send(lab.hello(1))
+    assert stream.read()[:2] == (Kind.GOODBYE, 1)
+    stream = lab.raw()
+    stream.send(lab.hello(3, lab.tokens[1]))
+    assert stream.end() == REFUSED
+    assert lab.transport.nodes() == []
+
+
+FRAMES: dict[str, tuple[Callable[[int], bytes], str]] = {
+    "of another node": (lambda _: frames.pack(Kind.REPLY, 1, 1, {}), "frame of another node"),
+    "of no node": (lambda _: frames.pack(Kind.REPLY, 9, 1, {}), "frame of another node"),
+    "for the request before": (
+        lambda sequence: frames.pack(Kind.REPLY, 2, sequence - 1, {}),
+        "frame for another request",
+    ),
+    "for the request after": (
+        lambda sequence: frames.pack(Kind.ERROR, 2, sequence + 1, {}),
+        "frame for another request",
+    ),
+    "of the server's kind": (
+        lambda sequence: frames.pack(Kind.REQUEST, 2, sequence, {}),
+        "frame of a kind that nodes do not send",
+    ),
+    "that says goodbye": (
+        lambda sequence: frames.pack(Kind.GOODBYE, 2, sequence, {}),
+        "frame of a kind that nodes do not send",
+    ),
+    "of random bytes": (lambda _: np.random.default_rng(1).bytes(500), "malformed frame"),
+    "of no bytes": (lambda _: b"", "malformed frame"),
+    "without its last byte": (
+        lambda sequence: frames.pack(Kind.REPLY, 2, sequence, {})[:-1],
+        "malformed frame",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(FRAMES))
+def test_a_frame_of_a_node_that_was_let_in_is_left_out(
+    lab: "Lab", make_echo: "type[Echo]", name: str
+) -> None:
+    """Even while an answer of this node is waited for."""
+    make_frame, reason = FRAMES[name]
+    stream = lab.raw_node(2)
+    with ThreadPoolExecutor(1) as pool:
+        describing = pool.submit(lab.transport.describe, [2], 20)
+        sequence = stream.read().sequence
+        values = parts.description_config(make_echo(2).describe())
+        stream.send(make_frame(sequence), frames.pack(Kind.DESCRIPTION, 2, sequence, values))
+        assert describing.result(20)[2].client_key == 2
+    assert lab.server.refused == Counter({reason: 1})
+
+
+def test_plain_text_is_refused(lab: "Lab", make_echo: "type[Echo]") -> None:
+    with during_a_step(lab, make_echo):
+        stream = lab.raw(tls=False)
+        stream.send(lab.hello(3))
+        assert stream.end()[0] is grpc.StatusCode.UNAVAILABLE
+    assert lab.transport.nodes() == [1]
+
+
+def test_a_client_with_another_root_does_not_talk_to_the_server(
+    make_lab: "MakeLab", make_echo: "type[Echo]", make_serving: "type[Serving]"
+) -> None:
+    lab = make_lab(1, 3, reconnect_timeout_s=0.3)
+    with during_a_step(lab, make_echo):
+        serving = lab.start({3: make_echo(3)}, certificate=make_certificate().certificate)
+        error = serving.error()
+        assert isinstance(error, ConnectionError)
+        assert "CERTIFICATE_VERIFY_FAILED" in str(error)
+    assert not lab.server.refused
+    assert lab.transport.nodes() == [1]
+
+
+def test_a_frame_that_is_too_long_ends_its_stream_only(
+    make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    lab = make_lab(1, 2, max_frame_bytes=10_000)
+    stream = lab.raw_node(2)
+    with during_a_step(lab, make_echo):
+        stream.send(frames.pack(Kind.REPLY, 2, 1, {}, [bytes(10_000)]))
+        assert stream.end()[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    stream = lab.raw_node(2)  # it may come back
+    stream.close()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def mutant(draws: np.random.Generator, original: bytes) -> bytes:
+    """Return changed bytes that are no HELLO."""
+    while True:
+        data = bytearray(original)
+        for _ in range(int(draws.integers(1, 4))):
+            at = int(draws.integers(len(data)))
+            match draws.integers(3):
+                case 0:
+                    data[at] ^= 1 << int(draws.integers(8))
+                case 1:
+                    del data[at + 1 :]
+                case _:
+                    data[at:at] = draws.bytes(4)
+        if bytes(data) != original and bytes(data[5:6]) != bytes([Kind.HELLO]):
+            return bytes(data)
+
+
+def test_ten_thousand_mutated_frames_change_nothing(lab: "Lab", make_echo: "type[Echo]") -> None:
+    draws = np.random.default_rng(0)
+    original = frames.pack(Kind.REPLY, 2, 2**40, {"phase": "forward", "unused": []}, [bytes(64)])
+    stream = lab.raw_node(2)
+    lab.serve({1: make_echo(1)})
+    sizes = []
+    for _ in range(11):
+        stream.send(*(mutant(draws, original) for _ in range(1000)))
+        assert lab.exchange(1) == {1: 1.0}
+        sizes.append(resident_bytes())
+    with ThreadPoolExecutor(1) as pool:  # an answer, to be sure that all of them were read
+        exchange = pool.submit(lab.exchange, 2)
+        reply = make_echo(2).handle(lab.requests(2)[2])
+        tensors = frames.pack_tensors(parts.reply_tensors(reply))
+        sequence = stream.read().sequence
+        stream.send(frames.pack(Kind.REPLY, 2, sequence, parts.reply_config(reply), tensors))
+        assert exchange.result(20) == {2: 2.0}
+    assert lab.server.refused.total() == 11_000
+    assert len(lab.server.refused) == 4  # frames of every bad sort
+    assert sizes[-1] - sizes[0] < 20_000_000
+
+
+def test_mutated_first_frames_all_end_alike(lab: "Lab", make_echo: "type[Echo]") -> None:
+    draws = np.random.default_rng(0)
+    hello = bytearray(lab.hello(3, secrets.token_hex(32)))
+    with during_a_step(lab, make_echo):
+        for _ in range(300):
+            stream = lab.raw()
+            data = hello.copy()
+            data[draws.integers(len(data))] ^= 1 << int(draws.integers(8))
+            stream.send(bytes(data))
+            assert stream.end() == REFUSED
+            stream.close()
+    assert lab.server.refused.total() == 300
