@@ -1,7 +1,7 @@
-"""How it travels: in process and as Flower messages.
+"""How it travels: in process, over live connections, and as Flower messages.
 
-`flower_psl.transport.flower_messages` is imported only where there is a Grid, so that
-the in-process transport needs no flwr.
+What needs flwr or grpc is imported from its own module, so that the in-process transport
+needs neither.
 """
 
 from flower_psl.transport.in_process import InProcessTransport

@@ -62,12 +62,12 @@ class StreamTransport:
         tables: dict[int, Pieces] = {}
         contents: dict[int, tuple[Kind, dict[str, object], Pieces]] = {}
         for node, request in requests.items():
-            table: Pieces
-            if request.weights:
-                table = tables.setdefault(id(request.weights), ()) or _weights(request)
-                tables[id(request.weights)] = table
-            else:
+            if not request.weights:
                 table = frames.pack_tensors(parts.request_tensors(request))
+            elif id(request.weights) in tables:
+                table = tables[id(request.weights)]
+            else:
+                table = tables[id(request.weights)] = _weights(request)
             contents[node] = (Kind.REQUEST, {**parts.request_config(request)}, table)
         where = {node: f"node {node}, {request.id}" for node, request in requests.items()}
         replies = self._converse(contents, where, _reply, timeout_s)

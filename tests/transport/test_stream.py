@@ -1,7 +1,9 @@
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import grpc
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from flower_psl import ClientError, ConfigError, ProtocolError, WaitError
 from flower_psl.transport.stream_client import StreamClient
 from flower_psl.transport.stream_server import StreamServer
 from flower_psl.transport.stream_ticket import StreamSettings
-from flower_psl.wire import DescribeReply, StepReply, StepRequest, frames
+from flower_psl.wire import DescribeReply, StepReply, StepRequest, frames, parts
 from flower_psl.wire.frames import Kind, Pieces
 
 if TYPE_CHECKING:
@@ -172,6 +174,26 @@ def test_late_replies_name_their_nodes_and_do_not_disturb_what_follows(
         lab.transport.exchange(lab.requests(*range(1, 6)), timeout_s=0.2)
     released.set()
     assert lab.exchange(5, 2) == {5: 5.0, 2: 2.0}
+
+
+def test_an_answer_to_an_exchange_that_failed_is_left_out_of_the_next(
+    make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    lab = make_lab(1, 2)
+    one, two = lab.raw_node(1), lab.raw_node(2)
+    with ThreadPoolExecutor(1) as pool:
+        failing = pool.submit(lab.exchange, 1, 2)
+        one.send(frames.pack(Kind.ERROR, 1, one.read().sequence, {"reason": "MemoryError"}))
+        with pytest.raises(ClientError, match="MemoryError"):
+            failing.result(20)
+        two.send(frames.pack(Kind.REPLY, 2, two.read().sequence, {}))
+        stranger = lab.raw()  # when it is refused, the server has read the reply
+        stranger.send(b"")
+        assert stranger.end()[0] is grpc.StatusCode.UNAUTHENTICATED
+        describing = pool.submit(lab.transport.describe, [2], 20)
+        values = parts.description_config(make_echo(2).describe())
+        two.send(frames.pack(Kind.DESCRIPTION, 2, two.read().sequence, values))
+        assert describing.result(20)[2].client_key == 2
 
 
 def test_a_node_that_was_lost_is_named(make_lab: "MakeLab", make_echo: "type[Echo]") -> None:

@@ -13,8 +13,8 @@ NewRng = Callable[[], np.random.Generator]
 class Encoding(Protocol):
     """Turns a floating-point tensor into tensors that are smaller, and back.
 
-    An encoding is asked only about tensors that it makes smaller: which those are is
-    decided in one place, see `flower_psl.wire.encodings.values`.
+    An encoding is asked only about floating-point tensors of more bytes an element than its
+    own; `flower_psl.wire.encodings.values` sees to that, in one place.
 
     Attributes
     ----------

@@ -27,8 +27,8 @@ class Encodings:
     Each is ``"raw"`` (as they are), ``"bf16"``, ``"fp16"`` (clamped to its finite range) or
     ``"int8"`` (per channel, with scale and zero point).
 
-    Always raw are labels, BatchNorm moments, buffers, integers and booleans, and what an
-    encoding would not make smaller.
+    Always raw are labels, BatchNorm moments, buffers, integers and booleans, and what has as
+    few bytes an element already.
 
     Parameters
     ----------
