@@ -2,10 +2,9 @@
 
 import copy
 import logging
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Literal, NoReturn, get_args
+from typing import Literal, NoReturn
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -16,8 +15,9 @@ from flower_psl.errors import ConfigError, PslError
 from flower_psl.sampling import Sampler
 from flower_psl.server.learner import LRSchedulerFn, OptimizerFn
 from flower_psl.server.run_history import Metrics, RunHistory, StateDict
+from flower_psl.server.strategy_checks import check_strategy
 from flower_psl.server.training_run import TrainingRun
-from flower_psl.split import LossFn, SplitModel, check_loss_fn
+from flower_psl.split import LossFn, SplitModel
 from flower_psl.telemetry import RunRecorder
 from flower_psl.transport import Transport
 from flower_psl.transport.open_transport import TransportName, open_transport
@@ -120,43 +120,7 @@ class ParallelSplitLearning(Strategy):
 
     def __post_init__(self) -> None:
         """Refuse values out of range, before anything starts."""
-        if not isinstance(self.model, SplitModel):
-            raise ConfigError(
-                f"model is a {type(self.model).__name__}; it must be cut first: "
-                "cut(model, at=...) or SplitModel(client, server)"
-            )
-        if not hasattr(self.sampler, "schedule"):
-            raise ConfigError(
-                f"sampler is {self.sampler!r}; it needs a method schedule(num_examples, "
-                "server_round), such as GlobalSampler has"
-            )
-        check_loss_fn(self.loss_fn)
-        if self.client_sync != "step":
-            raise ConfigError(f"client_sync is {self.client_sync!r}; it can be 'step'")
-        transports = get_args(TransportName)
-        if self.transport not in transports:
-            raise ConfigError(
-                f"transport is {self.transport!r}; it is one of {', '.join(transports)}"
-            )
-        if not isinstance(self.encodings, Encodings):
-            raise ConfigError(
-                f"encodings is {self.encodings!r}; it must be an Encodings, such as "
-                'Encodings(activations="bf16")'
-            )
-        if not 0 <= self.fraction_evaluate <= 1:
-            raise ConfigError(
-                f"fraction_evaluate is {self.fraction_evaluate}; it is a share from 0 to 1"
-            )
-        for name in ("steps_per_round", "evaluate_batch_size", "min_available_nodes"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name} is {value!r}; it is an integer of 1 or more")
-        for name in ("node_timeout_s", "step_timeout_s", "max_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"{name} is {value!r}; it is a finite number above 0")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed is {self.seed!r}; it is an integer from 0 to 2**63 - 1")
+        check_strategy(self)
 
     @property
     def sampler_name(self) -> str:
