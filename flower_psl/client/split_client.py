@@ -206,12 +206,11 @@ class SplitClient:
                 f"{'training' if training else 'test'} data. The data set must keep its size "
                 "during a run."
             )
-        tensors = [*self._segment.named_parameters(), *self._segment.named_buffers()]
-        if missing := [name for name, _ in tensors if name not in request.weights]:
+        if missing := [name for name in self._tensors if name not in request.weights]:
             raise ProtocolError(
                 f"{step}: a forward request without the weights {missing}; it must bring all "
-                f"{len(tensors)} parameters and buffers of the segment. Build the same model on "
-                "both sides."
+                f"{len(self._tensors)} parameters and buffers of the segment. Build the same "
+                "model on both sides."
             )
         weights = decode_parameters(
             request.weights, request.encodings.weights, self._tensors, str(step)

@@ -7,8 +7,8 @@ from typing import TypeVar
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from flower_psl.errors import ClientError, ProtocolError, WaitError
-from flower_psl.transport.polling import poll_delays
+from flower_psl.errors import ClientError, ProtocolError
+from flower_psl.transport.polling import late, poll_delays
 from flower_psl.wire import DescribeReply, Phase, StepReply, StepRequest, check_belongs, records
 
 DESCRIBE = "query.psl_describe"
@@ -93,12 +93,7 @@ class FlowerMessageTransport:
             if not pending:
                 break
             if time.monotonic() >= deadline:
-                missing = [where[node] for node in pending.values()]
-                more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-                raise WaitError(
-                    f"no reply within {timeout_s:g} s from {'; '.join(missing[:3])}{more}. Look "
-                    "at these nodes' logs, or raise step_timeout_s if they are only slow."
-                )
+                raise late([where[node] for node in pending.values()], timeout_s)
             time.sleep(next(delays))
         return {node: replies[node] for node in contents}
 

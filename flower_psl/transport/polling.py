@@ -1,7 +1,7 @@
 """Waiting for something that cannot announce itself."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from flower_psl.errors import WaitError
 from flower_psl.transport.transport import Transport
@@ -22,6 +22,23 @@ def poll_delays() -> Iterator[float]:
         delay_s = min(max(_FIRST_DELAY_S, _SHARE_OF_WAIT * waited_s), _LONGEST_DELAY_S)
         waited_s += delay_s
         yield delay_s
+
+
+def late(missing: Sequence[str], timeout_s: float) -> WaitError:
+    """Return the error of an exchange whose bound was reached.
+
+    Parameters
+    ----------
+    missing : sequence of str
+        Which replies are missing: node, client, round and step of each.
+    timeout_s : float
+        The bound, in seconds.
+    """
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return WaitError(
+        f"no reply within {timeout_s:g} s from {'; '.join(missing[:3])}{more}. Look at these "
+        "nodes' logs, or raise step_timeout_s if they are only slow."
+    )
 
 
 def wait_for_nodes(transport: Transport, minimum: int, timeout_s: float) -> list[int]:

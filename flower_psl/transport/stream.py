@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from typing import TypeVar
 
-from flower_psl.errors import ClientError, ProtocolError, WaitError
+from flower_psl.errors import ClientError, ProtocolError
+from flower_psl.transport.polling import late
 from flower_psl.transport.stream_server import Arrival, StreamServer
 from flower_psl.wire import DescribeReply, StepReply, StepRequest, check_belongs, frames, parts
 from flower_psl.wire.frames import Frame, Kind, Pieces
@@ -98,7 +99,7 @@ class StreamTransport:
             try:
                 arrival = self._server.arrivals.get(timeout=max(deadline - time.monotonic(), 0.0))
             except queue.Empty:
-                raise _late(pending, where, timeout_s) from None
+                raise late([where[node] for node in sorted(pending)], timeout_s) from None
             self._note(arrival)
             self._refuse_lost(pending, where)
             node, frame = arrival
@@ -142,12 +143,3 @@ def _description(frame: Frame) -> DescribeReply:
 
 def _reply(frame: Frame) -> StepReply:
     return parts.reply_of(frame.values, frames.unpack_tensors(frame.tensors))
-
-
-def _late(pending: set[int], where: Mapping[int, str], timeout_s: float) -> WaitError:
-    missing = [where[node] for node in sorted(pending)]
-    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-    return WaitError(
-        f"no reply within {timeout_s:g} s from {'; '.join(missing[:3])}{more}. Look at these "
-        "nodes' logs, or raise step_timeout_s if they are only slow."
-    )
