@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice, pairwise
+from copy import copy
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,13 @@ from numpy.typing import NDArray
 
 from flower_psl.errors import ConfigError
 from flower_psl.sampling.pool import Pool
+from flower_psl.sampling.schedule_checks import (
+    check_bounds,
+    check_integers,
+    check_letters,
+    check_sizes,
+    check_totals,
+)
 from flower_psl.sampling.whole_number import whole_number
 
 _SHOWN_STEPS = 10
@@ -21,7 +29,7 @@ class BatchSchedule:
 
     `schedule[t]` and iteration yield a step as a `dict` of client key to batch size, in
     ascending order of the keys, without the clients that give nothing. Two schedules are
-    equal if their steps are. Printing a schedule shows a table of its first steps.
+    equal if their steps and `starts` are. Printing a schedule shows a table of its first steps.
 
     The schedule is stored as one word: step t consists of the letters
     `letters[bounds[t]:bounds[t + 1]]`, a letter standing for a client and for one example
@@ -57,20 +65,21 @@ class BatchSchedule:
         bounds: Sequence[int],
         sizes: NDArray[np.integer[Any]] | None = None,
     ) -> None:
-        _check_integers("letters", letters)
-        _check_bounds(bounds, len(letters))
-        _check_letters(letters, pool)
+        check_integers("letters", letters)
+        check_bounds(bounds, len(letters))
+        check_letters(letters, pool)
         if sizes is not None:
-            _check_integers("sizes", sizes)
-            _check_sizes(sizes, letters, pool)
+            check_integers("sizes", sizes)
+            check_sizes(sizes, letters, pool)
         self._pool = pool
         self._letters = letters.astype(pool.letters.dtype, copy=False)
         self._bounds = bounds
         self._sizes = sizes
+        self._starts: dict[int, int] | None = None
         self._totals = np.zeros(len(pool.keys), dtype=np.int64)
         # Unlike bincount, add.at makes no int64 copy of the whole word.
         np.add.at(self._totals, self._letters, 1 if sizes is None else sizes)
-        _check_totals(self._totals, pool)
+        check_totals(self._totals, pool)
 
     @classmethod
     def from_steps(
@@ -117,6 +126,46 @@ class BatchSchedule:
         return cls(
             pool, np.array(letters, dtype=np.int64), bounds, np.array(sizes, dtype=np.int64)
         )
+
+    def starting_at(self, starts: Mapping[int, int]) -> "BatchSchedule":
+        """Return the same steps, with the round's place in each client's data.
+
+        Parameters
+        ----------
+        starts : Mapping[int, int]
+            For each of `client_keys`, what `starts` shall say, at least 0.
+
+        Returns
+        -------
+        BatchSchedule
+            Shares the word of this one.
+
+        Raises
+        ------
+        ConfigError
+            If the keys are not `client_keys`, or a place is no whole number or negative.
+        """
+        if starts.keys() != set(self.client_keys):
+            raise ConfigError(
+                f"starts are given for the clients {sorted(starts)}; the clients of the schedule "
+                f"are {list(self.client_keys)}: give one for each of them and no other"
+            )
+        placed = copy(self)
+        placed._starts = {
+            key: whole_number(f"client {key}: the start", starts[key], at_least=0)
+            for key in self.client_keys
+        }
+        return placed
+
+    @property
+    def starts(self) -> dict[int, int] | None:
+        """Client key to where the round begins in the client's endless sequence of passes.
+
+        Position s is place s % D_k of the permutation of pass s // D_k, where D_k counts all
+        data of the client. None, unless `starting_at` said otherwise, means that each round
+        is a pass: (server_round - 1) D_k.
+        """
+        return self._starts
 
     @property
     def client_keys(self) -> tuple[int, ...]:
@@ -171,12 +220,11 @@ class BatchSchedule:
         return (self[step] for step in range(self.num_steps))
 
     def __eq__(self, other: object) -> bool:
-        """Tell whether `other` is a schedule with the same steps."""
+        """Tell whether `other` is a schedule with the same steps and starts."""
         if not isinstance(other, BatchSchedule):
             return NotImplemented
-        return len(self) == len(other) and all(
-            mine == theirs for mine, theirs in zip(self, other, strict=True)
-        )
+        same = len(self) == len(other) and self.starts == other.starts
+        return same and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
 
     def __repr__(self) -> str:
         """Return the counts of steps, clients and examples in one line."""
@@ -201,75 +249,3 @@ class BatchSchedule:
         if self.num_steps > _SHOWN_STEPS:
             lines.append(" ...")
         return "\n".join(lines)
-
-
-def _check_integers(name: str, values: NDArray[Any]) -> None:
-    if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise ConfigError(
-            f"{name} is an array of {values.dtype} of shape {values.shape}; it must have one "
-            "dimension and an integer dtype: convert it"
-        )
-
-
-def _check_bounds(bounds: Sequence[int], num_letters: int) -> None:
-    if len(bounds) < 2:
-        raise ConfigError(
-            f"the schedule has {max(len(bounds) - 1, 0)} steps; a round needs at least one: "
-            "add a step"
-        )
-    for step, (start, end) in enumerate(pairwise(bounds)):
-        if start >= end or start >= num_letters:
-            raise ConfigError(
-                f"step {step} is empty: it runs from letter {start} to {end} of {num_letters}; "
-                "every step needs at least one example: leave the step out"
-            )
-    if bounds[0] != 0 or bounds[-1] < num_letters:
-        raise ConfigError(
-            f"the steps run from letter {bounds[0]} to {bounds[-1]} of {num_letters}; they must "
-            "cover all letters: begin the bounds at 0 and end them at the number of letters"
-        )
-
-
-def _check_letters(letters: NDArray[np.integer[Any]], pool: Pool) -> None:
-    last = len(pool.keys) - 1
-    for letter in (int(letters.min()), int(letters.max())):
-        if not 0 <= letter <= last:
-            raise ConfigError(
-                f"letter {letter} stands for no client; letters are places in pool.keys, from "
-                f"0 to {last}: use those"
-            )
-
-
-def _check_sizes(
-    sizes: NDArray[np.integer[Any]], letters: NDArray[np.integer[Any]], pool: Pool
-) -> None:
-    if len(sizes) != len(letters):
-        raise ConfigError(
-            f"{len(sizes)} sizes for {len(letters)} letters; every letter needs one size: pass "
-            "arrays of the same length"
-        )
-    least = int(sizes.argmin())
-    if sizes[least] < 1:
-        raise ConfigError(
-            f"client {pool.keys[int(letters[least])]} gives {sizes[least]} examples; a client "
-            "in a step gives at least 1: leave it out of the step"
-        )
-    # Sizes below 2**32, as all counts are, also keep the sums that follow within int64.
-    largest = int(sizes.argmax())
-    letter = int(letters[largest])
-    if sizes[largest] > pool.counts[letter]:
-        raise _excess(pool, letter, int(sizes[largest]))
-
-
-def _check_totals(totals: NDArray[np.int64], pool: Pool) -> None:
-    above = np.flatnonzero(totals > pool.counts)
-    if above.size:
-        raise _excess(pool, int(above[0]), int(totals[above[0]]))
-
-
-def _excess(pool: Pool, letter: int, given: int) -> ConfigError:
-    return ConfigError(
-        f"client {pool.keys[letter]} gives {given} examples in the round but has "
-        f"{pool.counts[letter]}; no example is used twice in a round: lower the client's "
-        "batch sizes"
-    )

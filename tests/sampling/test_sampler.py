@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 
 from flower_psl.errors import ConfigError
 from flower_psl.sampling import (
+    BalancedSampler,
     BatchSchedule,
     FixedLocalSampler,
     GlobalSampler,
+    LatentDirichletSampler,
     ProportionalLocalSampler,
     Sampler,
     SequentialSampler,
+    StragglerSampler,
 )
 
 BY_BATCH_SIZE: dict[str, Callable[[int], Sampler]] = {
@@ -28,6 +31,9 @@ BY_BATCH_SIZE: dict[str, Callable[[int], Sampler]] = {
     "fixed": lambda size: FixedLocalSampler(batch_size=size),
     "proportional": ProportionalLocalSampler,
     "sequential": SequentialSampler,
+    "balanced": BalancedSampler,
+    "straggler": lambda size: StragglerSampler(batch_size=size, participation=0.5, slow=()),
+    "latent dirichlet": lambda size: LatentDirichletSampler(batch_size=size, concentration=2.0),
 }
 SAMPLERS: dict[str, Callable[[int], Sampler]] = {
     **BY_BATCH_SIZE,
@@ -149,9 +155,9 @@ def test_numpy_integers_are_welcome_and_do_not_overflow(
     assert schedule == sampler_of(200).schedule({0: 250, 1: 250}, 1)
 
 
-def test_names_are_those_of_the_paper() -> None:
+def test_names_are_those_of_the_paper_where_it_has_one() -> None:
     assert [sampler_of(3).name for sampler_of in SAMPLERS.values()] == [
-        "GPSL", "GPSL", "FLS", "FPLS", "SL", "FLS",
+        "GPSL", "GPSL", "FLS", "FPLS", "SL", "balanced", "straggler", "LDS", "FLS",
     ]  # fmt: skip
 
 

@@ -159,3 +159,30 @@ def test_arguments_are_left_as_they_were() -> None:
     BatchSchedule(Pool.of({7: 2, 8: 2}), letters, bounds, sizes)
     letters[0], sizes[0] = 1, 1  # still writable
     assert (letters.tolist(), sizes.tolist(), bounds) == ([1, 1], [1, 2], [0, 1, 2])
+
+
+def test_a_round_may_begin_anywhere_in_the_clients_data() -> None:
+    schedule = BatchSchedule.from_steps([{3: 2}, {3: 1, 8: 4}], {3: 5, 8: 4, 9: 0})
+    assert schedule.starts is None
+    placed = schedule.starting_at({8: 4, 3: 2**40})
+    assert placed.starts == {3: 2**40, 8: 4}
+    assert list(placed) == list(schedule)
+    assert schedule.starts is None
+    assert placed != schedule
+    assert placed == schedule.starting_at({3: 2**40, 8: 4})
+    assert placed != schedule.starting_at({3: 2**40, 8: 5})
+
+
+@pytest.mark.parametrize(
+    ("starts", "said"),
+    [
+        ({3: 0}, "starts are given for the clients [3]; the clients of the schedule are [3, 8]: "),
+        ({3: 0, 8: 0, 9: 0}, "the clients [3, 8, 9]; the clients of the schedule are [3, 8]"),
+        ({3: 0, 8: -1}, "client 8: the start is -1; it must be at least 0: pass a larger int"),
+        ({3: 0, 8: 0.5}, "client 8: the start is 0.5 (float); it must be a whole number"),
+    ],
+)
+def test_invalid_starts_are_refused(starts: dict[int, int], said: str) -> None:
+    schedule = BatchSchedule.from_steps([{3: 2, 8: 4}], {3: 5, 8: 4})
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        schedule.starting_at(starts)
