@@ -12,6 +12,7 @@ from flower_psl.errors import ConfigError, CutError
 from flower_psl.split import client_pass, server_pass
 from flower_psl.split.client_pass import Inputs, segment_tensors
 from flower_psl.split.cut import cut
+from flower_psl.split.device_memory import measure_device_memory
 from flower_psl.split.findings import find, random_modules
 from flower_psl.split.randomness import seeded
 from flower_psl.split.report import Finding, FindingKind, SplitReport
@@ -87,6 +88,7 @@ def check_split(
     split = _split(reference, at)
     with torch.no_grad():
         activations = _call(split.eval().client, _take(inputs, slice(1)))
+    memory = measure_device_memory(split.client, lambda client: _call(client, inputs), len(labels))
 
     for module in (reference, split.client, split.server):
         module.double().train()
@@ -108,7 +110,8 @@ def check_split(
             dict(split.named_parameters()), dict(reference.named_parameters())
         ),
         activation_shape=tuple(activations.shape[1:]),
-        activation_bytes_per_example=activations.numel() * activations.element_size(),
+        activation_bytes_per_example=activations.nbytes,
+        memory=memory,
         client_parameters=sum(p.numel() for p in split.client.parameters()),
         server_parameters=sum(p.numel() for p in split.server.parameters()),
         held_in_evaluation=held,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from flower_psl.split.device_memory import DeviceMemory
+
 Side = Literal["client", "server"]
 
 
@@ -56,6 +58,8 @@ class SplitReport:
         Of one example's activations.
     activation_bytes_per_example : int
         What they weigh in the model's own precision; their gradient weighs the same.
+    memory : DeviceMemory
+        What a device holds, in the model's own precision.
     client_parameters, server_parameters : int
         Numbers of scalars in the segments.
     held_in_evaluation : tuple of str
@@ -71,6 +75,7 @@ class SplitReport:
     weight_difference: float
     activation_shape: tuple[int, ...]
     activation_bytes_per_example: int
+    memory: DeviceMemory
     client_parameters: int
     server_parameters: int
     held_in_evaluation: tuple[str, ...] = ()
@@ -96,8 +101,10 @@ class SplitReport:
             f"{self.gradient_difference:.1e}, weights after one step {self.weight_difference:.1e}",
             f"client {self.client_parameters:,} parameters, server "
             f"{self.server_parameters:,} parameters",
-            f"activations {self.activation_shape}, {self.activation_bytes_per_example:,} bytes "
-            "per example, as much again for their gradient",
+            f"activations {self.activation_shape}: {_size(self.activation_bytes_per_example)} an "
+            "example travel each way",
+            f"a device holds {_size(self.memory.segment_bytes)} (parameters, gradients, buffers) "
+            f"+ {_size(self.memory.bytes_per_example)} an example",
         ]
         if self.held_in_evaluation:
             held = [name or "the whole model" for name in self.held_in_evaluation]
@@ -114,3 +121,11 @@ class SplitReport:
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _size(num_bytes: int) -> str:
+    """Write a number of bytes with three digits and an SI unit."""
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.3g} {unit}"
+    return f"{num_bytes} bytes"

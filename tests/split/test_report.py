@@ -1,5 +1,6 @@
 import pytest
 
+from flower_psl.split.device_memory import DeviceMemory
 from flower_psl.split.report import Finding, FindingKind, SplitReport
 
 
@@ -16,6 +17,9 @@ def report(
         weight_difference=weight,
         activation_shape=(8, 4, 4),
         activation_bytes_per_example=512,
+        memory=DeviceMemory(
+            parameter_bytes=4800, buffer_bytes=0, gradient_bytes=4800, bytes_per_example=2_345_678
+        ),
         client_parameters=1200,
         server_parameters=34000,
         held_in_evaluation=held,
@@ -54,7 +58,8 @@ def test_the_text_groups_findings_by_what_they_say() -> None:
         "passed: relative difference from the uncut model (float64): loss 1.0e-12, gradients "
         "1.0e-12, weights after one step 1.0e-09",
         "client 1,200 parameters, server 34,000 parameters",
-        "activations (8, 4, 4), 512 bytes per example, as much again for their gradient",
+        "activations (8, 4, 4): 512 bytes an example travel each way",
+        "a device holds 9.6 kB (parameters, gradients, buffers) + 2.35 MB an example",
         "compared in evaluation mode: bn0, bn1",
         "batch_norm: bn0, bn1, bn2 and 2 more: Normalizes.",
         "frozen: the client segment: Is frozen.",
