@@ -18,6 +18,13 @@ from .partitioners import PARTITIONERS
 from .samplers import SAMPLERS
 from .settings import check_settings, parse_settings, setting, settings_of
 
+_PATHS = (
+    "out",
+    "client-costs",
+    "stream-certificate-file",
+    "stream-key-file",
+    "stream-root-certificates-file",
+)
 _ENCODINGS = ("raw", "bf16", "fp16", "int8")
 
 
@@ -102,6 +109,9 @@ class AppConfig:
     local_batch_size: int = setting(0, at_least=0)
     min_client_batch: int = setting(1, at_least=1)
     drop_last: bool = setting(False)
+    client_costs: str = setting("")
+    participation: float = setting(0.5, above=0.0, at_most=1.0)
+    concentration: float = setting(10.0, above=0.0)
 
     num_server_rounds: int = setting(10, at_least=1)
     steps_per_round: int = setting(0, at_least=0)
@@ -124,6 +134,13 @@ class AppConfig:
     )
     stream_address: str = setting("127.0.0.1:0")
     stream_advertise: str = setting("")
+    stream_certificate_file: str = setting("")
+    stream_key_file: str = setting("")
+    stream_root_certificates_file: str = setting("")
+    stream_plain_text: bool = setting(False)
+    stream_connect_timeout_s: float = setting(60.0, above=0.0)
+    stream_reconnect_timeout_s: float = setting(30.0, above=0.0)
+    stream_max_frame_bytes: int = setting(1_000_000_000, at_least=1, below=2**31)
     activation_encoding: str = setting("raw", one_of=_ENCODINGS)
     gradient_encoding: str = setting("raw", one_of=_ENCODINGS)
     weight_encoding: str = setting("raw", one_of=_ENCODINGS)
@@ -138,11 +155,8 @@ class AppConfig:
         check_model_name(self.model)
         _check_sampler_settings(self)
         _check_device(self.device)
-        if self.out and not os.path.isabs(self.out):
-            raise ConfigError(
-                f"out = {self.out!r} is a relative path, but Flower runs an app in a folder of "
-                f"its own, so paths have to be absolute; write '/home/me/runs/first', for example."
-            )
+        for key in _PATHS:
+            _check_path(key, getattr(self, settings_of(AppConfig)[key].name))
 
     @property
     def seed(self) -> int:
@@ -186,8 +200,23 @@ def _check_dataset_name(name: str) -> None:
         )
 
 
+def _check_path(key: str, path: str) -> None:
+    if path and not os.path.isabs(path):
+        raise ConfigError(
+            f"{key} = {path!r} is a relative path, but Flower runs an app in a folder of its own, "
+            "so paths have to be absolute; write '/home/me/runs/first', for example."
+        )
+
+
 def _check_sampler_settings(config: AppConfig) -> None:
-    only_with = {"local-batch-size": "fls", "min-client-batch": "gpsl", "drop-last": "gpsl"}
+    only_with = {
+        "local-batch-size": "fls",
+        "min-client-batch": "gpsl",
+        "drop-last": "gpsl",
+        "client-costs": "straggler",
+        "participation": "straggler",
+        "concentration": "latent-dirichlet",
+    }
     known = settings_of(AppConfig)
     for key, sampler in only_with.items():
         value, default = getattr(config, known[key].name), known[key].default
@@ -196,6 +225,11 @@ def _check_sampler_settings(config: AppConfig) -> None:
                 f"{key} = {value!r} has no effect with sampler {config.sampler!r}; set sampler = "
                 f"{sampler!r}, or leave {key} at {default!r}."
             )
+    if config.sampler == "straggler" and not config.client_costs:
+        raise ConfigError(
+            "client-costs is empty, but sampler 'straggler' has to know who is slow; name a .csv "
+            "or .json file of the clients' costs, or the steps.jsonl of an earlier run."
+        )
 
 
 def _check_device(name: str) -> None:

@@ -1,14 +1,18 @@
-"""The samplers a run can choose from, by the names of the paper's methods."""
+"""The samplers a run can choose from; the paper's methods have their names there."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from flower_psl import (
+    BalancedSampler,
+    CostModel,
     FixedLocalSampler,
     GlobalSampler,
+    LatentDirichletSampler,
     ProportionalLocalSampler,
     Sampler,
     SequentialSampler,
+    StragglerSampler,
 )
 
 if TYPE_CHECKING:
@@ -38,10 +42,35 @@ def _sequential(config: "AppConfig") -> Sampler:
     return SequentialSampler(batch_size=config.batch_size)
 
 
+def _balanced(config: "AppConfig") -> Sampler:
+    return BalancedSampler(batch_size=config.batch_size, seed=config.seed)
+
+
+def _straggler(config: "AppConfig") -> Sampler:
+    path = config.client_costs
+    read = CostModel.from_steps if path.endswith(".jsonl") else CostModel.from_file
+    return StragglerSampler(
+        batch_size=config.batch_size,
+        participation=config.participation,
+        cost=read(path),
+        seed=config.seed,
+    )
+
+
+def _latent_dirichlet(config: "AppConfig") -> Sampler:
+    return LatentDirichletSampler(
+        batch_size=config.batch_size, concentration=config.concentration, seed=config.seed
+    )
+
+
 SAMPLERS: dict[str, Callable[["AppConfig"], Sampler]] = {
     "gpsl": _global,
     "fls": _fixed_local,
     "fpls": _proportional_local,
     "sl": _sequential,
+    "balanced": _balanced,
+    "straggler": _straggler,
+    "latent-dirichlet": _latent_dirichlet,
 }
-"""Global sampling, fixed local, fixed proportional local, sequential split learning."""
+"""Global sampling, fixed local, fixed proportional local, sequential split learning; then those
+for devices of different speed."""

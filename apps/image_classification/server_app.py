@@ -93,7 +93,17 @@ def build_strategy(config: AppConfig, model: nn.Module) -> ParallelSplitLearning
         node_timeout_s=config.node_timeout_s,
         step_timeout_s=config.step_timeout_s,
         transport=config.transport,
-        stream=StreamSettings(address=config.stream_address, advertise=config.stream_advertise),
+        stream=StreamSettings(
+            address=config.stream_address,
+            advertise=config.stream_advertise,
+            certificate_file=config.stream_certificate_file,
+            key_file=config.stream_key_file,
+            root_certificates_file=config.stream_root_certificates_file,
+            plain_text=config.stream_plain_text,
+            connect_timeout_s=config.stream_connect_timeout_s,
+            reconnect_timeout_s=config.stream_reconnect_timeout_s,
+            max_frame_bytes=config.stream_max_frame_bytes,
+        ),
         encodings=Encodings(
             activations=config.activation_encoding,
             gradients=config.gradient_encoding,

@@ -54,6 +54,14 @@ class BatchSource:
             )
         self._dataset = dataset
         self._collate_fn = collate_fn
+        self._tensors = (
+            dataset.tensors if collate_fn is None and type(dataset) is TensorDataset else None
+        )
+
+    @property
+    def is_tensors(self) -> bool:
+        """Whether a batch is rows of tensors, so that nothing is drawn at random."""
+        return self._tensors is not None
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -86,9 +94,9 @@ class BatchSource:
         return _move(inputs, device), labels.cpu().contiguous()
 
     def _fetch(self, indices: Sequence[int] | NDArray[np.int64]) -> Any:
-        if self._collate_fn is None and type(self._dataset) is TensorDataset:
+        if self._tensors is not None:
             index = torch.as_tensor(indices)
-            return tuple(tensor[index] for tensor in self._dataset.tensors)
+            return tuple(tensor[index] for tensor in self._tensors)
         fetch_all = getattr(self._dataset, "__getitems__", None)
         if fetch_all is not None:
             examples = fetch_all([int(index) for index in indices])

@@ -1,5 +1,6 @@
 """The clients that this process has made, so that a message need not make them again."""
 
+import threading
 from collections.abc import Callable
 
 from flwr.app import Context
@@ -16,6 +17,7 @@ class ClientCache:
     def __init__(self) -> None:
         self._clients: dict[tuple[int, int], SplitClient] = {}
         self._step: tuple[int, ...] = ()
+        self._lock = threading.Lock()
 
     def get(self, client_fn: ClientFn, context: Context) -> SplitClient:
         """Return the node's client, made by `client_fn` the first time.
@@ -43,7 +45,9 @@ class ClientCache:
         Without it a process would keep one graph for every client that Flower ever sent
         its way, since the backward pass may have gone to another process.
         """
-        if self._step != step:
-            self._step = step
-            for client in self._clients.values():
-                client.forget()
+        # A client of this step must not have started before the others have forgotten.
+        with self._lock:
+            if self._step != step:
+                self._step = step
+                for client in self._clients.values():
+                    client.forget()

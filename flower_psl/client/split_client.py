@@ -1,8 +1,10 @@
 """A device: its data, its segment, and its answers to the server."""
 
-import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flower_psl.client.batch_source import BatchSource, CollateFn, MapDataset
+from flower_psl.client.fused_clients import FusablePart, FusedClients
+from flower_psl.client.stopwatch import Stopwatch
 from flower_psl.errors import ConfigError, ProtocolError
 from flower_psl.sampling import Purpose, derive_seed, generator
-from flower_psl.split import ClientPass, client_pass, seeded
+from flower_psl.split import ClientPass, Inputs, client_pass, seeded
 from flower_psl.wire import (
     DescribeReply,
     EncodedBatch,
@@ -26,6 +30,14 @@ from flower_psl.wire import (
     encode_parameters,
     segment_spec,
 )
+
+
+class _Batch(NamedTuple):
+    """A batch of training data, loaded for one step."""
+
+    id: StepId
+    inputs: Inputs
+    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,34 @@ class SplitClient:
         self._device = torch.device(device)
         self._pending: _Pending | None = None
         self._answered: StepReply | None = None
+        self._ahead: _Batch | None = None
         self._permutation: tuple[tuple[int, int, int], NDArray[np.int64]] | None = None
+
+    @classmethod
+    def fuse(cls, clients: Mapping[int, object]) -> FusedClients:
+        """Let clients of one process answer the training requests of a run together.
+
+        Parameters
+        ----------
+        clients : mapping of int to SplitClient
+            Clients with one segment, and tensors as training data, by client key.
+
+        Raises
+        ------
+        ConfigError
+            If one is not a `SplitClient`, or does not fit as `FusedClients` says.
+        """
+        parts = {}
+        for key, client in clients.items():
+            if not isinstance(client, cls):
+                raise ConfigError(
+                    f"client {key} is a {type(client).__name__}; clients that run as one are all "
+                    "a SplitClient. Leave out fuse_clients."
+                )
+            parts[key] = FusablePart(
+                client._segment, client._device, client._train.is_tensors, client._load
+            )
+        return FusedClients(parts)
 
     def describe(self, client_key: int | None = None) -> DescribeReply:
         """Describe the data and the segment; the server compares and plans with it."""
@@ -104,6 +143,16 @@ class SplitClient:
         return any(
             known is not None and known.id == step for known in (self._pending, self._answered)
         )
+
+    def prepare(self, step: StepId) -> None:
+        """Load the batch of a step before its forward request comes.
+
+        Raises
+        ------
+        ProtocolError
+            If it asks for examples that the device does not have.
+        """
+        self._ahead = self._load(step)
 
     def forget(self) -> None:
         """Free what is kept of a step; a backward pass that still comes recomputes it."""
@@ -123,16 +172,17 @@ class SplitClient:
         """
         if request.phase is Phase.BACKWARD:
             return self._backward(request)
-        started = time.perf_counter()
-        computed, labels = self._forward(request)
+        watch = Stopwatch()
+        computed, labels = self._forward(request, watch)
         if request.phase is Phase.FORWARD:
             self._pending = _Pending(request.id, computed)
             # Another run with the same seed asks for the same id, with other weights.
             self._answered = None
         # Never at random: evaluation and a repeated forward pass see the same values.
-        encoded = encode_batch(
-            "activations", computed.activations.cpu(), request.encodings.activations, None
-        )
+        with watch.encoding():
+            encoded = encode_batch(
+                "activations", computed.activations.cpu(), request.encodings.activations, None
+            )
         return StepReply(
             phase=request.phase,
             id=request.id,
@@ -141,39 +191,45 @@ class SplitClient:
             extras=encoded.extras,
             labels=labels,
             moments={name: moment.cpu() for name, moment in computed.moments.items()},
-            compute_s=time.perf_counter() - started,
+            compute_s=watch.compute_s,
+            encode_s=watch.encode_s,
         )
 
     def _backward(self, request: StepRequest) -> StepReply:
         if self._answered is not None and self._answered.id == request.id:
             return self._answered
-        started = time.perf_counter()
+        watch = Stopwatch()
         if self._pending is not None and self._pending.id == request.id:
             computed = self._pending.computed
         elif request.weights:
-            computed, _ = self._forward(request)
+            computed, _ = self._forward(request, watch)
         else:
             raise ProtocolError(
                 f"{request.id}: a gradient came for a forward pass that is not known here; the "
                 "device has restarted without its state. Let the server repeat the step."
             )
-        gradients = computed.backward(self._cut_gradient(request, computed.activations))
+        with watch.encoding():
+            cut_gradient = self._cut_gradient(request, computed.activations)
+        gradients = computed.backward(cut_gradient)
         self._pending = None
-        self._answered = StepReply(
-            phase=request.phase,
-            id=request.id,
-            gradients=encode_parameters(
+        with watch.encoding():
+            encoded = encode_parameters(
                 {name: gradient.cpu() for name, gradient in gradients.items()},
                 request.encodings.gradients,
                 gradients,
                 partial(derive_seed, request.id.seed, Purpose.ENCODING, *request.id.position),
-            ),
+            )
+        self._answered = StepReply(
+            phase=request.phase,
+            id=request.id,
+            gradients=encoded,
             unused=tuple(
                 name
                 for name, parameter in self._segment.named_parameters()
                 if parameter.requires_grad and name not in gradients
             ),
-            compute_s=time.perf_counter() - started,
+            compute_s=watch.compute_s,
+            encode_s=watch.encode_s,
         )
         return self._answered
 
@@ -194,32 +250,23 @@ class SplitClient:
             str(request.id),
         ).to(self._device)
 
-    def _forward(self, request: StepRequest) -> tuple[ClientPass, Tensor]:
+    def _forward(self, request: StepRequest, watch: Stopwatch) -> tuple[ClientPass, Tensor]:
         step = request.id
         training = request.phase is not Phase.EVALUATE
-        source = self._train if training else self._test
-        available = 0 if source is None else len(source)
-        end = step.start + step.batch_size
-        if source is None or end > available:
-            raise ProtocolError(
-                f"{step}: examples {step.start} to {end} were asked for, of {available} in the "
-                f"{'training' if training else 'test'} data. The data set must keep its size "
-                "during a run."
-            )
         if missing := [name for name in self._tensors if name not in request.weights]:
             raise ProtocolError(
                 f"{step}: a forward request without the weights {missing}; it must bring all "
                 f"{len(self._tensors)} parameters and buffers of the segment. Build the same "
                 "model on both sides."
             )
-        weights = decode_parameters(
-            request.weights, request.encodings.weights, self._tensors, str(step)
-        )
-        indices = self._order(step)[step.start : end] if training else range(step.start, end)
-        # Augmentation and the segment's random layers have streams of their own, so that
-        # neither depends on how much the other draws.
-        with seeded(derive_seed(step.seed, Purpose.CLIENT_DATA, *step.position)):
-            inputs, labels = source.batch(indices, self._device)
+        with watch.encoding():
+            weights = decode_parameters(
+                request.weights, request.encodings.weights, self._tensors, str(step)
+            )
+        if training and self._ahead is not None and self._ahead.id == step:
+            (_, inputs, labels), self._ahead = self._ahead, None
+        else:
+            _, inputs, labels = self._load(step, training=training)
         computed = client_pass.forward(
             self._segment,
             {name: tensor.to(self._device) for name, tensor in weights.items()},
@@ -229,10 +276,32 @@ class SplitClient:
         )
         return computed, labels
 
-    def _order(self, step: StepId) -> NDArray[np.int64]:
-        """Return this round's permutation of the training data."""
-        position = (step.seed, step.server_round, step.client_key)
+    def _load(self, step: StepId, *, training: bool = True) -> _Batch:
+        """Return the examples of a step."""
+        source = self._train if training else self._test
+        count = 0 if source is None else len(source)
+        turn, first = divmod(step.start, max(count, 1)) if training else (0, step.start)
+        end = first + step.batch_size
+        if source is None or end > count:
+            raise ProtocolError(
+                f"{step}: examples {first} to {end} were asked for, of {count} in the "
+                f"{'training' if training else 'test'} data. The data set must keep its size "
+                "during a run."
+            )
+        order = self._order(step.seed, turn + 1, step.client_key) if training else range(count)
+        # Augmentation and the segment's random layers have streams of their own, so that
+        # neither depends on how much the other draws.
+        with (
+            nullcontext()
+            if source.is_tensors
+            else seeded(derive_seed(step.seed, Purpose.CLIENT_DATA, *step.position))
+        ):
+            return _Batch(step, *source.batch(order[first:end], self._device))
+
+    def _order(self, *position: int) -> NDArray[np.int64]:
+        """Return the permutation of one pass: of a seed, the pass from 1, and a client key."""
         if self._permutation is None or self._permutation[0] != position:
-            draws = generator(step.seed, Purpose.PERMUTATION, step.server_round, step.client_key)
-            self._permutation = (position, draws.permutation(len(self._train)))
+            seed, turn, client_key = position
+            draws = generator(seed, Purpose.PERMUTATION, turn, client_key)
+            self._permutation = ((seed, turn, client_key), draws.permutation(len(self._train)))
         return self._permutation[1]

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial, wraps
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from flower_psl.client.client_cache import ClientCache, ClientFn
 from flower_psl.client.client_key import client_key
 from flower_psl.client.stream_session import BackgroundSession, KeyedClient, in_simulation
 from flower_psl.errors import PslError
+from flower_psl.transport.flower_sessions import session_answer
 from flower_psl.transport.stream_client import StreamClient
 from flower_psl.transport.stream_ticket import TICKET, Ticket
 from flower_psl.wire import Phase, records
@@ -110,13 +111,14 @@ def step(client_fn: ClientFn, message: Message, context: Context) -> Message:
 def session(client_fn: ClientFn, message: Message, context: Context) -> Message:
     """Answer ``train.psl_session``: serve the server's requests over a live connection."""
     ticket = Ticket.from_values(message.content.config_records.get(TICKET) or {})
-    device = KeyedClient(_CLIENTS.get(client_fn, context), client_key(context.node_config))
-    answered = 0
-    if in_simulation():
+    simulated = in_simulation()
+    if simulated and not _BACKGROUND.has_room(context.node_id, ticket):
+        return Message(session_answer(left_to_others=True), reply_to=message)
+    client = _CLIENTS.get(client_fn, context)
+    device = KeyedClient(client, client_key(context.node_config), _CLIENTS)
+    if simulated:
         _BACKGROUND.add(context.node_id, ticket, device)
-    else:
-        stream = StreamClient(ticket)
-        stream.add(context.node_id, ticket.token, device)
-        answered = stream.serve()
-    metrics = MetricRecord({"num-requests": answered})
-    return Message(RecordDict({"psl-session": metrics}), reply_to=message)
+        return Message(session_answer(), reply_to=message)
+    stream = StreamClient(ticket)
+    stream.add(context.node_id, ticket.token, device)
+    return Message(session_answer(stream.serve()), reply_to=message)

@@ -1,6 +1,5 @@
 """One step: one global batch, forward over the cut and back, one update."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from flower_psl.errors import ProtocolError, PslError
 from flower_psl.sampling import Purpose, derive_seed
 from flower_psl.server.class_labels import check_class_labels
 from flower_psl.server.learner import Learner
+from flower_psl.server.phase_clock import PhaseClock
+from flower_psl.server.step_plan import StepPlan
 from flower_psl.split import LossFn, ServerPass, check_moments, server_pass
 from flower_psl.telemetry import StepRecord
 from flower_psl.transport import Transport
@@ -30,30 +31,6 @@ from flower_psl.wire import (
 
 # The plan of a round is made once; a later plan would have a higher number.
 _FIRST_PLAN = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepPlan:
-    """Which examples make one step.
-
-    Attributes
-    ----------
-    server_round, step : int
-        The round and the step in it, both from 1.
-    batch_sizes : mapping of int to int
-        Examples by client key, in ascending order of the keys.
-    starts : mapping of int to int
-        Examples that each of them has used in this round before.
-    """
-
-    server_round: int
-    step: int
-    batch_sizes: Mapping[int, int]
-    starts: Mapping[int, int]
-
-    def __str__(self) -> str:
-        """Return, for example, ``round 2, step 40``."""
-        return f"round {self.server_round}, step {self.step}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +63,9 @@ class GlobalStep:
     device: torch.device
     encodings: Encodings = field(default_factory=Encodings)
 
-    def run(self, plan: StepPlan, timeout_s: Callable[[], float]) -> StepRecord:
+    def run(
+        self, plan: StepPlan, timeout_s: Callable[[], float], ahead: StepPlan | None = None
+    ) -> StepRecord:
         """Take one step and return its record.
 
         Parameters
@@ -95,6 +74,8 @@ class GlobalStep:
             The step.
         timeout_s : callable
             Returns the bound on the exchange that is about to start, in seconds.
+        ahead : StepPlan, optional
+            The step after it, for which clients load their examples meanwhile.
 
         Raises
         ------
@@ -107,6 +88,8 @@ class GlobalStep:
         clock.lap("encode")
         learner.start_step()
         forwards = self.transport.exchange(requests, timeout_s())
+        if ahead is not None:
+            self.transport.announce({self.nodes[id.client_key]: id for id in self._ids(ahead)})
         clock.lap("forward_exchange")
 
         batches = self._decoded(forwards)
@@ -133,10 +116,6 @@ class GlobalStep:
         )
         clock.lap("update")
         replies = [*forwards.values(), *backwards.values()]
-        clients_s = {
-            "slowest_client_forward": max(reply.compute_s for reply in forwards.values()),
-            "slowest_client_backward": max((r.compute_s for r in backwards.values()), default=0.0),
-        }
         return StepRecord(
             server_round=plan.server_round,
             step=plan.step,
@@ -145,28 +124,33 @@ class GlobalStep:
             clients=plan.batch_sizes,
             bytes_up=sum(reply.payload_bytes for reply in replies),
             bytes_down=sum(r.payload_bytes for r in [*requests.values(), *returns.values()]),
-            seconds=clock.seconds() | clients_s,
+            seconds=clock.seconds(forwards, backwards),
+            client_seconds=_client_seconds(replies),
         )
 
     def _forward_requests(self, plan: StepPlan) -> dict[int, StepRequest]:
         weights = self.learner.client_weights(self.encodings.weights)
         return {
-            self.nodes[key]: StepRequest(
-                phase=Phase.FORWARD,
-                id=StepId(
-                    seed=self.seed,
-                    server_round=plan.server_round,
-                    plan=_FIRST_PLAN,
-                    step=plan.step,
-                    client_key=key,
-                    start=plan.starts[key],
-                    batch_size=batch_size,
-                ),
-                weights=weights,
-                encodings=self.encodings,
+            self.nodes[step_id.client_key]: StepRequest(
+                phase=Phase.FORWARD, id=step_id, weights=weights, encodings=self.encodings
+            )
+            for step_id in self._ids(plan)
+        }
+
+    def _ids(self, plan: StepPlan) -> list[StepId]:
+        """Return each client's part of a step, in client order."""
+        return [
+            StepId(
+                seed=self.seed,
+                server_round=plan.server_round,
+                plan=_FIRST_PLAN,
+                step=plan.step,
+                client_key=key,
+                start=plan.starts[key],
+                batch_size=batch_size,
             )
             for key, batch_size in plan.batch_sizes.items()
-        }
+        ]
 
     def _decoded(self, replies: Mapping[int, StepReply]) -> list[StepReply]:
         """Return the replies with the values that the clients encoded."""
@@ -222,22 +206,13 @@ class GlobalStep:
         return passed
 
 
-class PhaseClock:
-    """Seconds of each phase of a step; they do not overlap."""
-
-    def __init__(self) -> None:
-        self._started = self._last = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        """End a phase, or a part of one; the next one begins."""
-        now = time.perf_counter()
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._last
-        self._last = now
-
-    def seconds(self) -> dict[str, float]:
-        """Return the seconds by phase, and of all of them as ``total``."""
-        return self._seconds | {"total": self._last - self._started}
+def _client_seconds(replies: Sequence[StepReply]) -> dict[int, float]:
+    """Return how long each client was waited for, by client key."""
+    seconds: dict[int, float] = {}
+    for reply in replies:
+        key = reply.id.client_key
+        seconds[key] = seconds.get(key, 0.0) + reply.elapsed_s
+    return seconds
 
 
 def _backward_requests(

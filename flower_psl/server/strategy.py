@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal, NoReturn
 
@@ -21,7 +21,7 @@ from flower_psl.split import LossFn, SplitModel
 from flower_psl.telemetry import RunRecorder
 from flower_psl.transport import Transport
 from flower_psl.transport.open_transport import TransportName, open_transport
-from flower_psl.transport.stream_ticket import StreamSettings
+from flower_psl.transport.stream_settings import StreamSettings
 from flower_psl.wire import Encodings
 
 _LOG = logging.getLogger("flwr.psl")
@@ -126,6 +126,11 @@ class ParallelSplitLearning(Strategy):
     def sampler_name(self) -> str:
         """The sampler's name in records."""
         return str(getattr(self.sampler, "name", type(self.sampler).__name__))
+
+    def sampler_details(self, num_examples: Mapping[int, int]) -> dict[str, object]:
+        """Return what records say of the sampler beside its name; its costs, for example."""
+        details = getattr(self.sampler, "details", None)
+        return {} if details is None else details(num_examples)
 
     def start(
         self,

@@ -8,7 +8,7 @@ import torch
 from flower_psl.errors import ConfigError
 from flower_psl.split import SplitModel, check_loss_fn
 from flower_psl.transport.open_transport import TransportName
-from flower_psl.transport.stream_ticket import StreamSettings
+from flower_psl.transport.stream_settings import StreamSettings
 from flower_psl.wire import Encodings
 
 if TYPE_CHECKING:

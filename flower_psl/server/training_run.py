@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -12,11 +12,12 @@ import torch
 
 from flower_psl.errors import ConfigError, WaitError
 from flower_psl.sampling import BatchSchedule
-from flower_psl.server.global_step import GlobalStep, StepPlan
+from flower_psl.server.global_step import GlobalStep
 from flower_psl.server.learner import Learner
 from flower_psl.server.participants import Participants, gather
 from flower_psl.server.run_history import Metrics, RunHistory, StateDict
 from flower_psl.server.split_evaluation import SplitEvaluation, sample_clients
+from flower_psl.server.step_plan import step_plans, with_next
 from flower_psl.split import SplitModel, batch_norm_layers
 from flower_psl.telemetry import Progress, RoundRecord, RunInfo
 from flower_psl.transport import Transport
@@ -111,7 +112,7 @@ class TrainingRun:
             self._evaluate(server_round, learner, participants, started, self._num_steps(schedule))
         history.state_dict = self._model.state_dict()
         if strategy.recorder is not None:
-            summary = strategy.recorder.finish(history.state_dict)
+            summary = strategy.recorder.finish(history.state_dict, self._transport.refused)
             _LOG.info("results are in %s", summary.parent)
         return history
 
@@ -140,6 +141,7 @@ class TrainingRun:
         info = RunInfo(
             method=strategy.method,
             sampler=strategy.sampler_name,
+            sampler_details=strategy.sampler_details(participants.num_examples),
             model=strategy.model_name or "model",
             cut=self._model.at,
             num_clients=len(participants.nodes),
@@ -191,8 +193,10 @@ class TrainingRun:
         num_steps = self._num_steps(schedule)
         self._progress.start_round(server_round, num_steps)
         total_loss, num_examples = 0.0, 0
-        for plan in islice(_step_plans(server_round, schedule), num_steps):
-            record = stepper.run(plan, partial(self._timeout_s, deadline, str(plan)))
+        plans = step_plans(server_round, schedule, participants.num_examples)
+        for plan, ahead in with_next(islice(plans, num_steps)):
+            timeout_s = partial(self._timeout_s, deadline, str(plan))
+            record = stepper.run(plan, timeout_s, ahead)
             total_loss += record.loss * record.effective_batch_size
             num_examples += record.effective_batch_size
             if strategy.recorder is not None:
@@ -278,20 +282,6 @@ class TrainingRun:
                     seconds=seconds,
                 )
             )
-
-
-def _step_plans(server_round: int, schedule: BatchSchedule) -> Iterator[StepPlan]:
-    """Yield a round's steps, each client going through its permutation."""
-    used: dict[int, int] = dict.fromkeys(schedule.client_keys, 0)
-    for step, batch_sizes in enumerate(schedule, 1):
-        yield StepPlan(
-            server_round=server_round,
-            step=step,
-            batch_sizes=batch_sizes,
-            starts={key: used[key] for key in batch_sizes},
-        )
-        for key, batch_size in batch_sizes.items():
-            used[key] += batch_size
 
 
 def _number(metrics: Metrics, name: str) -> float | None:

@@ -8,6 +8,7 @@ from flower_psl.split.batch_norm import (
 from flower_psl.split.check import SplitReport, check_split
 from flower_psl.split.client_pass import ClientPass, Inputs, segment_tensors
 from flower_psl.split.cut import cut
+from flower_psl.split.example_wise import check_example_wise
 from flower_psl.split.group_norm import to_group_norm
 from flower_psl.split.randomness import seeded
 from flower_psl.split.server_pass import LossFn, ServerPass, check_loss_fn
@@ -21,6 +22,7 @@ __all__ = [
     "SplitModel",
     "SplitReport",
     "batch_norm_layers",
+    "check_example_wise",
     "check_loss_fn",
     "check_moments",
     "check_split",

@@ -160,6 +160,8 @@ def check_moments(segment: nn.Module, moments: Mapping[str, Tensor], where: str)
         If a name, shape or count is not one that the segment can produce, or a value is
         not finite.
     """
+    if not moments:
+        return
     layers = batch_norm_layers(segment)
     expected = {f"{name}.{part}" for name in layers for part in ("mean", "var", "count")}
     if unknown := sorted(set(moments) - expected):

@@ -143,7 +143,7 @@ def _constant_buffers(segment: nn.Module, buffers: Mapping[str, Tensor]) -> Iter
     """Refuse a pass that writes into, or replaces, a buffer other than BatchNorm's."""
     constant = set(buffers) - {
         f"{layer}.{part}" if layer else part
-        for layer in batch_norm_layers(segment)
+        for layer in (batch_norm_layers(segment) if buffers else ())
         for part in ("running_mean", "running_var", "num_batches_tracked")
     }
     if not constant:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from flower_psl.errors import ConfigError
 
@@ -17,6 +17,8 @@ class RunInfo:
         How the model is trained, e.g. ``"psl"``.
     sampler : str
         The sampler that makes the batch-size schedules.
+    sampler_details : Mapping of str to object
+        What must be known of it beside its name to repeat the run, as JSON has it.
     model : str
         The model's name.
     cut : str
@@ -42,6 +44,7 @@ class RunInfo:
     rounds: int
     transport: str
     seed: int
+    sampler_details: Mapping[str, object] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Return the attributes under their own names, ready for ``json.dumps``.
@@ -127,6 +130,9 @@ class StepRecord:
         Bytes sent from the clients to the server, and from the server to the clients.
     seconds : Mapping of str to float
         Wall time of each phase, in seconds, and of the whole step as ``"total"``.
+    client_seconds : Mapping of int to float
+        Seconds that each client was waited for, in all exchanges, by client key. Clients that
+        share a process, as in a simulation, also wait for each other.
 
     Raises
     ------
@@ -142,6 +148,7 @@ class StepRecord:
     bytes_up: int
     bytes_down: int
     seconds: Mapping[str, float]
+    client_seconds: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse numbers that JSON cannot hold, and a step without its wall time."""
@@ -149,6 +156,8 @@ class StepRecord:
         _check_finite(where, "loss", self.loss)
         for phase, seconds in self.seconds.items():
             _check_finite(where, f"seconds[{phase!r}]", seconds)
+        for client, seconds in self.client_seconds.items():
+            _check_finite(where, f"client_seconds[{client}]", seconds)
         if "total" not in self.seconds:
             raise ConfigError(
                 f"{where}: seconds has the phases {sorted(self.seconds)}; a step record needs "
@@ -172,6 +181,9 @@ class StepRecord:
             "bytes_up": int(self.bytes_up),
             "bytes_down": int(self.bytes_down),
             "seconds": {phase: float(seconds) for phase, seconds in self.seconds.items()},
+            "client_seconds": {
+                str(client): float(seconds) for client, seconds in self.client_seconds.items()
+            },
         }
 
 

@@ -125,13 +125,17 @@ class RunRecorder:
         summary.add_round(record)
         steps.flush()
 
-    def finish(self, state_dict: Mapping[str, Tensor]) -> Path:
+    def finish(
+        self, state_dict: Mapping[str, Tensor], refused: Mapping[str, int] | None = None
+    ) -> Path:
         """Write the model, the pictures and, last and at one stroke, the summary.
 
         Parameters
         ----------
         state_dict : Mapping of str to Tensor
             The whole model under its original keys; tensors may share memory.
+        refused : Mapping of str to int, optional
+            How often the transport refused something, by reason.
 
         Returns
         -------
@@ -155,7 +159,7 @@ class RunRecorder:
         _write_model(state_dict, self._out / _MODEL)
         draw_rounds(summary.rounds, self._out)
         draw_schedule(summary.first_schedule, self._out)
-        text = json.dumps(summary.to_json(seconds), indent=2, allow_nan=False) + "\n"
+        text = json.dumps(summary.to_json(seconds, refused), indent=2, allow_nan=False) + "\n"
         return self._publish_summary(text)
 
     def close(self) -> None:

@@ -7,6 +7,8 @@ from importlib import metadata
 from flower_psl.telemetry.records import RoundRecord, RunInfo, StepRecord
 
 _PACKAGES = ("flower-psl", "flwr", "torch", "numpy")
+# What is known when the run starts, but read last.
+_AT_THE_END = ("transport", "seed", "sampler_details")
 
 
 class RunSummary:
@@ -64,7 +66,9 @@ class RunSummary:
         """
         self.rounds.append(record)
 
-    def to_json(self, seconds: float) -> dict[str, object]:
+    def to_json(
+        self, seconds: float, refused: Mapping[str, int] | None = None
+    ) -> dict[str, object]:
         """Return what ``summary.json`` holds.
 
         The final accuracy and loss are those of the last round that was evaluated; what
@@ -74,6 +78,8 @@ class RunSummary:
         ----------
         seconds : float
             Wall time of the run, in seconds.
+        refused : Mapping of str to int, optional
+            How often the transport refused something, by reason.
 
         Returns
         -------
@@ -84,7 +90,7 @@ class RunSummary:
         losses = [float(r.loss) for r in self.rounds if r.loss is not None]
         info = self._info.to_json()
         return {
-            **{name: info[name] for name in info if name not in ("transport", "seed")},
+            **{name: info[name] for name in info if name not in _AT_THE_END},
             "steps": self._steps,
             "final_accuracy": accuracies[-1] if accuracies else None,
             "best_accuracy": max(accuracies, default=None),
@@ -95,6 +101,8 @@ class RunSummary:
             "bytes_up": self._bytes_up,
             "bytes_down": self._bytes_down,
             "transport": info["transport"],
+            "refused": dict(sorted((refused or {}).items())),
+            "sampler_details": info["sampler_details"],
             "seed": info["seed"],
             "versions": _versions(),
         }

@@ -6,7 +6,7 @@ needs neither.
 
 from flower_psl.transport.in_process import InProcessTransport
 from flower_psl.transport.polling import wait_for_nodes
-from flower_psl.transport.stream_ticket import StreamSettings
+from flower_psl.transport.stream_settings import StreamSettings
 from flower_psl.transport.transport import Device, Transport
 
 __all__ = ["Device", "InProcessTransport", "StreamSettings", "Transport", "wait_for_nodes"]

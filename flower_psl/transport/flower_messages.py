@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -9,7 +10,15 @@ from flwr.serverapp import Grid
 
 from flower_psl.errors import ClientError, ProtocolError
 from flower_psl.transport.polling import late, poll_delays
-from flower_psl.wire import DescribeReply, Phase, StepReply, StepRequest, check_belongs, records
+from flower_psl.wire import (
+    DescribeReply,
+    Phase,
+    StepId,
+    StepReply,
+    StepRequest,
+    check_belongs,
+    records,
+)
 
 DESCRIBE = "query.psl_describe"
 STEP = "train.psl_step"
@@ -35,6 +44,11 @@ class FlowerMessageTransport:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Nothing: Flower knows who sends a message."""
+        return {}
 
     def nodes(self) -> list[int]:
         """Return the ids of the connected nodes."""
@@ -62,10 +76,18 @@ class FlowerMessageTransport:
                 records.encode_request(request, encoded[identity]),
             )
         where = {node: f"node {node}, {request.id}" for node, request in requests.items()}
-        replies = self._converse(messages, where, records.decode_reply, timeout_s)
+        started = time.monotonic()
+
+        def decode(content: RecordDict) -> StepReply:
+            return replace(records.decode_reply(content), exchange_s=time.monotonic() - started)
+
+        replies = self._converse(messages, where, decode, timeout_s)
         for node, reply in replies.items():
             check_belongs(reply, requests[node])
         return replies
+
+    def announce(self, steps: Mapping[int, StepId]) -> None:
+        """Do nothing: a message costs a node far more than loading a batch."""
 
     def _converse(
         self,

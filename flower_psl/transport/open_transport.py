@@ -1,29 +1,28 @@
 """Which transport a run gets: live connections where they can be had, else messages."""
 
 import logging
-import time
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
-from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from flower_psl.errors import WaitError
 from flower_psl.transport.flower_messages import FlowerMessageTransport
-from flower_psl.transport.polling import poll_delays, wait_for_nodes
+from flower_psl.transport.flower_sessions import FlowerSessions
+from flower_psl.transport.polling import wait_for_nodes
 from flower_psl.transport.stream import StreamTransport
 from flower_psl.transport.stream_server import StreamServer
-from flower_psl.transport.stream_ticket import SESSION, TICKET, StreamSettings, Ticket
-from flower_psl.transport.stream_tls import Certificate, make_certificate
+from flower_psl.transport.stream_settings import StreamSettings
+from flower_psl.transport.stream_ticket import Ticket
+from flower_psl.transport.stream_tls import Certificate, make_certificate, read_certificate
 from flower_psl.transport.transport import Transport
 
 _LOG = logging.getLogger("flwr.psl")
 
 TransportName = Literal["auto", "stream", "messages"]
 
-# A held session message is answered when the run ends, which may take days.
-_SESSION_TTL_S = 30 * 24 * 3600.0
 _CLOSING_TIMEOUT_S = 30.0
 
 
@@ -55,21 +54,22 @@ def open_transport(
     ------
     WaitError
         If too few nodes come, or, with ``"stream"``, one does not connect.
+    ConfigError
+        If the settings' files or address cannot be used.
     """
     messages = FlowerMessageTransport(grid)
     if name == "messages":
         yield messages
         return
+    certificate = _certificate(settings)
     nodes = wait_for_nodes(messages, min_nodes, node_timeout_s)
-    certificate = make_certificate()
     server = StreamServer(settings, certificate)
+    tokens = server.admit(nodes)
     port = server.start()
-    sessions = _Sessions(grid)
+    sessions = FlowerSessions(grid, _tickets(settings, certificate, port, tokens))
+    stream = StreamTransport(server, settings.reconnect_timeout_s)
     try:
-        stream = StreamTransport(server, settings.reconnect_timeout_s)
-        tokens = server.admit(nodes)
-        sessions.open(_tickets(settings, certificate, port, tokens))
-        problem = _await_connections(stream, sessions, nodes, settings.connect_timeout_s)
+        problem = sessions.open(stream, settings.connect_timeout_s)
         if not problem:
             yield stream
             return
@@ -81,101 +81,46 @@ def open_transport(
             sessions.await_ends(_CLOSING_TIMEOUT_S)
         finally:
             server.stop()
+            _log_refused(stream.refused)
     _LOG.warning("%s The run goes on with Flower messages.", problem)
     yield messages
 
 
-class _Sessions:
-    """The session messages of a run: one a node, answered when its session ends.
+def _certificate(settings: StreamSettings) -> Certificate | None:
+    if settings.plain_text:
+        return None
+    if not settings.certificate_file:
+        return make_certificate()
+    return read_certificate(
+        settings.certificate_file, settings.key_file, settings.root_certificates_file
+    )
 
-    In a simulation a node answers at once, and serves on from a thread.
-    """
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
-        self._nodes: dict[str, int] = {}
-        self.failures: dict[int, str] = {}
-
-    def open(self, tickets: Mapping[int, Ticket]) -> None:
-        """Send each node its ticket."""
-        messages = [
-            Message(
-                RecordDict({TICKET: ConfigRecord({**ticket.to_values()})}),
-                node,
-                SESSION,
-                ttl=_SESSION_TTL_S,
-            )
-            for node, ticket in tickets.items()
-        ]
-        identifiers = list(self._grid.push_messages(messages))
-        # Flower answers with None, or with nothing, where it does not take a message.
-        taken = dict(zip(tickets, identifiers, strict=False))
-        self._nodes = {taken[node]: node for node in tickets if taken.get(node) is not None}
-        self.failures = {
-            node: "the SuperLink did not take its session message"
-            for node in tickets
-            if taken.get(node) is None
-        }
-
-    def look(self) -> None:
-        """Take the answers that are there; keep the reasons of those that failed."""
-        if not self._nodes:
-            return
-        for answer in self._grid.pull_messages(list(self._nodes)):
-            node = self._nodes.pop(answer.metadata.reply_to_message_id, None)
-            if node is not None and answer.has_error():
-                self.failures[node] = str(answer.error.reason).strip()
-
-    def await_ends(self, timeout_s: float) -> None:
-        """Wait until every node has answered, so that it is free for other messages."""
-        deadline = time.monotonic() + timeout_s
-        delays = poll_delays()
-        self.look()
-        while self._nodes and time.monotonic() < deadline:
-            time.sleep(next(delays))
-            self.look()
-        if self._nodes:
-            _LOG.warning(
-                "nodes %s have not ended their sessions within %g s; they will when they notice "
-                "that the server is gone",
-                sorted(self._nodes.values()),
-                timeout_s,
-            )
+def _log_refused(refused: Mapping[str, int]) -> None:
+    if refused:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(refused.items()))
+        _LOG.warning("refused on the stream: %s", reasons)
 
 
 def _tickets(
-    settings: StreamSettings, certificate: Certificate, port: int, tokens: Mapping[int, str]
+    settings: StreamSettings,
+    certificate: Certificate | None,
+    port: int,
+    tokens: Mapping[int, str],
 ) -> dict[int, Ticket]:
     host, _, advertised = (settings.advertise or settings.address).rpartition(":")
     address = f"{host}:{advertised if int(advertised) else port}"
+    session = secrets.token_hex(8)
     return {
         node: Ticket(
             address=address,
-            certificate=certificate.certificate.decode(),
+            session=session,
+            certificate=certificate.roots.decode() if certificate else "",
+            server_name=certificate.server_name if certificate else "",
             token=token,
             reconnect_timeout_s=float(settings.reconnect_timeout_s),
             max_frame_bytes=settings.max_frame_bytes,
+            num_nodes=len(tokens),
         )
         for node, token in tokens.items()
     }
-
-
-def _await_connections(
-    stream: StreamTransport, sessions: _Sessions, nodes: list[int], timeout_s: float
-) -> str:
-    """Wait for all nodes to connect; return why not, or an empty string."""
-    deadline = time.monotonic() + timeout_s
-    delays = poll_delays()
-    while missing := [node for node in nodes if node not in stream.nodes()]:
-        sessions.look()
-        if sessions.failures:
-            node, reason = next(iter(sessions.failures.items()))
-            return f"node {node} opened no stream: {reason}."
-        if time.monotonic() >= deadline:
-            return (
-                f"{len(missing)} of {len(nodes)} nodes opened no stream within {timeout_s:g} s "
-                f"({missing[:3]}{', ...' if len(missing) > 3 else ''}); they must be able to "
-                "reach the server. Set the stream's address, or advertise the one they see."
-            )
-        stream.await_node(next(delays))
-    return ""

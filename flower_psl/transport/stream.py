@@ -3,14 +3,25 @@
 import queue
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import count
 from typing import TypeVar
 
 from flower_psl.errors import ClientError, ProtocolError
 from flower_psl.transport.polling import late
+from flower_psl.transport.stream_connection import Request
 from flower_psl.transport.stream_server import Arrival, StreamServer
-from flower_psl.wire import DescribeReply, StepReply, StepRequest, check_belongs, frames, parts
-from flower_psl.wire.frames import Frame, Kind, Pieces
+from flower_psl.wire import (
+    DescribeReply,
+    StepId,
+    StepReply,
+    StepRequest,
+    check_belongs,
+    frames,
+    parts,
+)
+from flower_psl.wire.frames import SHARED, Frame, Kind
+from flower_psl.wire.tensor_table import pack_tensors, unpack_tensors
 
 T = TypeVar("T")
 
@@ -35,6 +46,11 @@ class StreamTransport:
         self._nodes: set[int] = set()
         self._lost: set[int] = set()
 
+    @property
+    def refused(self) -> dict[str, int]:
+        """Streams and frames that were refused so far, by reason."""
+        return dict(self._server.refused)
+
     def nodes(self) -> list[int]:
         """Return the nodes that connected and are not lost."""
         return sorted(self._nodes - self._lost)
@@ -50,50 +66,63 @@ class StreamTransport:
     def describe(self, nodes: Iterable[int], timeout_s: float) -> dict[int, DescribeReply]:
         """Ask each node for its description."""
         where = {node: f"node {node}, describing itself" for node in nodes}
-        requests: dict[int, tuple[Kind, dict[str, object], Pieces]] = {
-            node: (Kind.DESCRIBE, {}, ()) for node in where
+        sequence = next(self._sequence)
+        requests = {
+            node: Request(sequence, frames.pack(Kind.DESCRIBE, node, sequence, {}))
+            for node in where
         }
-        return self._converse(requests, where, _description, timeout_s)
+        return self._converse(sequence, requests, where, _description, timeout_s)
 
     def exchange(
         self, requests: Mapping[int, StepRequest], timeout_s: float
     ) -> dict[int, StepReply]:
         """Send each node its request and return all replies."""
-        # Clients share the step's weights, so their table is made once and not per client.
-        tables: dict[int, Pieces] = {}
-        contents: dict[int, tuple[Kind, dict[str, object], Pieces]] = {}
-        for node, request in requests.items():
-            if not request.weights:
-                table = frames.pack_tensors(parts.request_tensors(request))
-            elif id(request.weights) in tables:
-                table = tables[id(request.weights)]
-            else:
-                table = tables[id(request.weights)] = _weights(request)
-            contents[node] = (Kind.REQUEST, {**parts.request_config(request)}, table)
+        sequence = next(self._sequence)
+        # Clients share the step's weights, so their frame is made once and not per client.
+        weights: dict[int, bytes] = {}
+        for request in requests.values():
+            if request.weights and id(request.weights) not in weights:
+                tensors = pack_tensors(request.weights)
+                weights[id(request.weights)] = frames.pack(Kind.WEIGHTS, 0, sequence, {}, tensors)
+        contents = {
+            node: Request(
+                sequence, _packed(node, sequence, request), weights.get(id(request.weights))
+            )
+            for node, request in requests.items()
+        }
         where = {node: f"node {node}, {request.id}" for node, request in requests.items()}
-        replies = self._converse(contents, where, _reply, timeout_s)
+        started = time.monotonic()
+
+        def decode(frame: Frame) -> StepReply:
+            return replace(_reply(frame), exchange_s=time.monotonic() - started)
+
+        replies = self._converse(sequence, contents, where, decode, timeout_s)
         for node, reply in replies.items():
             check_belongs(reply, requests[node])
         return replies
 
+    def announce(self, steps: Mapping[int, StepId]) -> None:
+        """Tell nodes their next step; those that are not connected do without."""
+        self._server.notify(
+            {
+                node: frames.pack(Kind.AHEAD, node, 0, parts.step_config(step))
+                for node, step in steps.items()
+            }
+        )
+
     def _converse(
         self,
-        contents: Mapping[int, tuple[Kind, dict[str, object], Pieces]],
+        sequence: int,
+        contents: Mapping[int, Request],
         where: Mapping[int, str],
         decode: Callable[[Frame], T],
         timeout_s: float,
     ) -> dict[int, T]:
         """Send one frame a node, await one answer a node, decode as they arrive."""
         deadline = time.monotonic() + timeout_s
-        sequence = next(self._sequence)
         pending = set(contents)
         self._refuse_lost(pending, where)
-        self._server.send(
-            {
-                node: (sequence, frames.pack(kind, node, sequence, values, tensors))
-                for node, (kind, values, tensors) in contents.items()
-            }
-        )
+        self._server.send(contents)
         replies: dict[int, T] = {}
         while pending:
             try:
@@ -132,9 +161,10 @@ class StreamTransport:
             )
 
 
-def _weights(request: StepRequest) -> Pieces:
-    named = {f"{frames.WEIGHTS}{name}": tensor for name, tensor in request.weights.items()}
-    return frames.pack_tensors(named)
+def _packed(node: int, sequence: int, request: StepRequest) -> bytes:
+    values = {**parts.request_config(request), SHARED: bool(request.weights)}
+    tensors = pack_tensors(parts.request_tensors(request))
+    return frames.pack(Kind.REQUEST, node, sequence, values, tensors)
 
 
 def _description(frame: Frame) -> DescribeReply:
@@ -142,4 +172,4 @@ def _description(frame: Frame) -> DescribeReply:
 
 
 def _reply(frame: Frame) -> StepReply:
-    return parts.reply_of(frame.values, frames.unpack_tensors(frame.tensors))
+    return parts.reply_of(frame.values, unpack_tensors(frame.tensors))

@@ -6,24 +6,49 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 
 import grpc
+from torch import Tensor
 
+from flower_psl.errors import ProtocolError
 from flower_psl.transport.stream_ticket import (
-    CHANNEL_OPTIONS,
+    HELLO,
     METHOD,
     SERVICE,
     Ticket,
+    channel_options,
     check_length,
 )
-from flower_psl.transport.stream_tls import SERVER_NAME
 from flower_psl.transport.transport import Device
-from flower_psl.wire import StepRequest, frames, parts
-from flower_psl.wire.frames import Frame, Kind
+from flower_psl.wire import frames, parts
+from flower_psl.wire.frames import SHARED, Frame, Kind
+from flower_psl.wire.tensor_table import pack_tensors, unpack_tensors
 
 _LOG = logging.getLogger("flwr.psl")
 _FIRST_BACKOFF_S = 0.05
 _LONGEST_BACKOFF_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What all requests of one exchange share, read when the first of them comes."""
+
+    sequence: int
+    packed: memoryview
+
+    @cached_property
+    def _tensors(self) -> dict[str, Tensor]:
+        return unpack_tensors(self.packed)
+
+    def of(self, sequence: int) -> dict[str, Tensor]:
+        if sequence != self.sequence:
+            raise ProtocolError(
+                f"request {sequence} came with the weights of {self.sequence}; weights go before "
+                "the requests that share them. Install the same flower-psl on both sides."
+            )
+        return self._tensors
 
 
 class StreamClient:
@@ -43,6 +68,7 @@ class StreamClient:
         self._last_contact = time.monotonic()
         self._done = threading.Event()
         self._answered = 0
+        self._weights = _Weights(0, memoryview(b""))
 
     @property
     def done(self) -> bool:
@@ -99,11 +125,17 @@ class StreamClient:
         """Hold one connection; return after the last goodbye."""
         outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         with _channel(self._ticket) as channel:
-            call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(iter(outgoing.get, None))
             with self._lock:
+                first, *others = (
+                    _hello(node, device[0]) for node, device in self._devices.items()
+                )
                 self._outgoing = outgoing
-                for node, (token, _) in self._devices.items():
-                    outgoing.put(_hello(node, token))
+                for hello in others:
+                    outgoing.put(hello)
+            # The server reads nothing of a stream whose metadata do not let it in.
+            call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(
+                iter(outgoing.get, None), metadata=((HELLO, first),)
+            )
             try:
                 for data in call:
                     self._last_contact = time.monotonic()
@@ -119,26 +151,39 @@ class StreamClient:
         raise ConnectionError("the server ended the stream")
 
     def _answer(self, frame: Frame) -> bytes | None:
-        if frame.kind is Kind.WELCOME:
-            return None
         if frame.kind is Kind.GOODBYE:
             with self._lock:
                 self._devices.pop(frame.node, None)
-            return None
+        elif frame.kind is Kind.WEIGHTS:
+            self._weights = _Weights(frame.sequence, frame.tensors)
+        elif frame.kind is Kind.AHEAD:
+            self._prepare(frame)
+        elif frame.kind in (Kind.DESCRIBE, Kind.REQUEST):
+            self._answered += 1
+            return self._reply(frame)
+        return None
+
+    def _prepare(self, frame: Frame) -> None:
+        try:
+            self._devices[frame.node][1].prepare(parts.step_id_of(frame.values))
+        except Exception:  # the request that follows fails in the same way, and is answered
+            _LOG.debug("node %d could not prepare a step", frame.node, exc_info=True)
+
+    def _reply(self, frame: Frame) -> bytes:
         _, device = self._devices[frame.node]
-        self._answered += 1
         try:
             if frame.kind is Kind.DESCRIBE:
                 values = parts.description_config(device.describe())
                 return frames.pack(Kind.DESCRIPTION, frame.node, frame.sequence, values)
-            request = _request(frame)
-            reply = device.handle(request)
+            weights = self._weights.of(frame.sequence) if frame.values.get(SHARED) else {}
+            tensors = unpack_tensors(frame.tensors)
+            reply = device.handle(parts.request_of(frame.values, weights, tensors))
             answer = frames.pack(
                 Kind.REPLY,
                 frame.node,
                 frame.sequence,
                 parts.reply_config(reply),
-                frames.pack_tensors(parts.reply_tensors(reply)),
+                pack_tensors(parts.reply_tensors(reply)),
             )
             check_length(answer, self._ticket.max_frame_bytes, "the reply")
             return answer
@@ -148,28 +193,22 @@ class StreamClient:
             return frames.pack(Kind.ERROR, frame.node, frame.sequence, reason)
 
 
-def _request(frame: Frame) -> StepRequest:
-    tensors = frames.unpack_tensors(frame.tensors)
-    weights = {
-        name.removeprefix(frames.WEIGHTS): tensors.pop(name)
-        for name in list(tensors)
-        if name.startswith(frames.WEIGHTS)
-    }
-    return parts.request_of(frame.values, weights, tensors)
-
-
 @contextmanager
 def _channel(ticket: Ticket) -> Iterator[grpc.Channel]:
-    """Open a channel on which the run's certificate is the only root."""
-    options = [
-        *CHANNEL_OPTIONS,
-        ("grpc.max_receive_message_length", ticket.max_frame_bytes),
-        ("grpc.ssl_target_name_override", SERVER_NAME),
+    """Open a channel on which the ticket's certificate is the only root."""
+    options: list[tuple[str, int | str]] = [
+        *channel_options(ticket.reconnect_timeout_s, ticket.max_frame_bytes),
         # The connection is this process's own, whatever proxy it has for others.
         ("grpc.enable_http_proxy", 0),
     ]
-    credentials = grpc.ssl_channel_credentials(root_certificates=ticket.certificate.encode())
-    with grpc.secure_channel(ticket.address, credentials, options) as channel:
+    if ticket.server_name:
+        options.append(("grpc.ssl_target_name_override", ticket.server_name))
+    if ticket.certificate:
+        roots = grpc.ssl_channel_credentials(root_certificates=ticket.certificate.encode())
+        channel = grpc.secure_channel(ticket.address, roots, options)
+    else:
+        channel = grpc.insecure_channel(ticket.address, options)
+    with channel:
         yield channel
 
 

@@ -12,17 +12,18 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import grpc
 
 from flower_psl.errors import ConfigError, ProtocolError
+from flower_psl.transport.stream_connection import Connection, Node, Request
+from flower_psl.transport.stream_settings import StreamSettings
 from flower_psl.transport.stream_ticket import (
-    CHANNEL_OPTIONS,
+    HELLO,
     METHOD,
     SERVICE,
-    StreamSettings,
+    channel_options,
     check_length,
 )
 from flower_psl.transport.stream_tls import Certificate
@@ -31,8 +32,13 @@ from flower_psl.wire.frames import Frame, Kind
 
 _STARTUP_TIMEOUT_S = 30.0
 _STOP_GRACE_S = 2.0
-# A frame of a stream that is not let in is read only if it can be a HELLO.
+# A stream that is not let in costs little: it is judged by its metadata, of which gRPC takes
+# 16 KB at most, before anything of it is read, and ends at once.
 _LONGEST_HELLO_BYTES = 1024
+# Whoever connects has this long for the handshake, and then as long to open a stream.
+_STRANGERS_PATIENCE_MS = 5_000
+# Connections beyond these and one a node are closed unheard.
+_SPARE_CONNECTIONS = 256
 _ANSWERS = (Kind.DESCRIPTION, Kind.REPLY, Kind.ERROR)
 
 
@@ -47,25 +53,6 @@ class Arrival(NamedTuple):
     frame: Frame | None
 
 
-@dataclass(eq=False)
-class _Connection:
-    """One stream. It may serve several nodes."""
-
-    outgoing: "asyncio.Queue[bytes]" = field(default_factory=asyncio.Queue)
-    nodes: set[int] = field(default_factory=set)
-
-
-@dataclass
-class _Node:
-    """One node, connected or not."""
-
-    token: str
-    connection: _Connection | None = None
-    # The request that it has not answered yet. It is sent again when the node comes back.
-    outstanding: tuple[int, bytes] | None = None
-    deadline: asyncio.TimerHandle | None = None
-
-
 class _RefusedError(Exception):
     """A stream that gets nothing."""
 
@@ -77,8 +64,8 @@ class StreamServer:
     ----------
     settings : StreamSettings
         Where to listen, and the bounds.
-    certificate : Certificate
-        What the server proves itself with.
+    certificate : Certificate or None
+        What the server proves itself with; None for plain text.
 
     Attributes
     ----------
@@ -88,12 +75,12 @@ class StreamServer:
         How many streams and frames were refused, by reason.
     """
 
-    def __init__(self, settings: StreamSettings, certificate: Certificate) -> None:
+    def __init__(self, settings: StreamSettings, certificate: Certificate | None) -> None:
         self.arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self.refused: Counter[str] = Counter()
         self._settings = settings
         self._certificate = certificate
-        self._nodes: dict[int, _Node] = {}
+        self._nodes: dict[int, Node] = {}
         self._over = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="psl-stream", daemon=True)
@@ -114,10 +101,10 @@ class StreamServer:
     def admit(self, nodes: Iterable[int]) -> dict[int, str]:
         """Return a new token for each node; nobody else is let in."""
         tokens = {node: secrets.token_hex(32) for node in nodes}
-        self._call(lambda: self._nodes.update({n: _Node(token) for n, token in tokens.items()}))
+        self._call(lambda: self._nodes.update({n: Node(token) for n, token in tokens.items()}))
         return tokens
 
-    def send(self, requests: Mapping[int, tuple[int, bytes]]) -> None:
+    def send(self, requests: Mapping[int, Request]) -> None:
         """Send each node a frame with its sequence number, now or when it is back.
 
         Raises
@@ -125,9 +112,14 @@ class StreamServer:
         ProtocolError
             If a frame is longer than nodes accept.
         """
-        for node, (_, data) in requests.items():
-            check_length(data, self._settings.max_frame_bytes, f"the request to node {node}")
+        for node, request in requests.items():
+            for data in (request.data, request.weights or b""):
+                check_length(data, self._settings.max_frame_bytes, f"the request to node {node}")
         self._call(lambda: self._send(requests))
+
+    def notify(self, notes: Mapping[int, bytes]) -> None:
+        """Send frames that await no answer; a node that is not there goes without."""
+        self._call(lambda: self._notify(notes))
 
     def goodbye(self) -> None:
         """Tell every node that the session is over, now or when it comes (back)."""
@@ -155,8 +147,10 @@ class StreamServer:
 
     async def _serve(self) -> None:
         options = [
-            *CHANNEL_OPTIONS,
-            ("grpc.max_receive_message_length", self._settings.max_frame_bytes),
+            *channel_options(self._settings.reconnect_timeout_s, self._settings.max_frame_bytes),
+            ("grpc.server_handshake_timeout_ms", _STRANGERS_PATIENCE_MS),
+            ("grpc.max_connection_idle_ms", _STRANGERS_PATIENCE_MS),
+            ("grpc.max_allowed_incoming_connections", len(self._nodes) + _SPARE_CONNECTIONS),
             # Else a second server could listen on the same port and get half of the nodes.
             ("grpc.so_reuseport", 0),
         ]
@@ -164,11 +158,8 @@ class StreamServer:
         exchange = grpc.stream_stream_rpc_method_handler(self._exchange)
         handler = grpc.method_handlers_generic_handler(SERVICE, {METHOD: exchange})
         server.add_generic_rpc_handlers((handler,))
-        credentials = grpc.ssl_server_credentials(
-            [(self._certificate.key, self._certificate.certificate)]
-        )
         try:
-            port = server.add_secure_port(self._settings.address, credentials)
+            port = self._add_port(server)
         except RuntimeError as error:
             raise ConfigError(
                 f"stream address {self._settings.address!r} cannot be listened on ({error}); "
@@ -179,11 +170,19 @@ class StreamServer:
         await self._stop.wait()
         await server.stop(_STOP_GRACE_S)
 
+    def _add_port(self, server: grpc.aio.Server) -> int:
+        if self._certificate is None:
+            return int(server.add_insecure_port(self._settings.address))
+        pair = (self._certificate.key, self._certificate.certificate)
+        credentials = grpc.ssl_server_credentials([pair])
+        return int(server.add_secure_port(self._settings.address, credentials))
+
     async def _exchange(self, _: object, context: Any) -> None:
         """Serve one stream, as long as it lasts."""
-        connection = _Connection()
-        writer = asyncio.create_task(_write(connection, context))
+        connection = Connection()
+        writer = asyncio.create_task(connection.write(context))
         try:
+            self._receive(connection, dict(context.invocation_metadata()).get(HELLO, b""))
             while (data := await context.read()) is not grpc.aio.EOF:
                 self._receive(connection, data)
         except _RefusedError:
@@ -193,7 +192,7 @@ class StreamServer:
             writer.cancel()
             self._disconnect(connection)
 
-    def _receive(self, connection: _Connection, data: bytes) -> None:
+    def _receive(self, connection: Connection, data: bytes) -> None:
         if not connection.nodes and len(data) > _LONGEST_HELLO_BYTES:
             self._refuse(connection, "long first frame")
         try:
@@ -209,13 +208,15 @@ class StreamServer:
             self._refuse(connection, "frame of another node")
         elif frame.kind not in _ANSWERS:
             self._refuse(connection, "frame of a kind that nodes do not send")
-        elif node.outstanding is None or node.outstanding[0] != frame.sequence:
-            self._refuse(connection, "frame for another request")
-        else:
+        elif node.outstanding is not None and node.outstanding.sequence == frame.sequence:
             node.outstanding = None
             self.arrivals.put(Arrival(frame.node, frame))
+        elif frame.sequence in node.given_up:
+            node.given_up.remove(frame.sequence)
+        else:
+            self._refuse(connection, "frame for another request")
 
-    def _connect(self, connection: _Connection, frame: Frame) -> None:
+    def _connect(self, connection: Connection, frame: Frame) -> None:
         node = self._nodes.get(frame.node)
         given = str(frame.values.get("token"))
         # JSON can hold half a surrogate pair, which UTF-8 has no bytes for.
@@ -223,11 +224,11 @@ class StreamServer:
         # Compared for unknown nodes too: how long it takes tells nothing.
         known = node.token if node else secrets.token_hex(32)
         if not hmac.compare_digest(given_bytes, known.encode()) or node is None:
-            self.refused["wrong token"] += 1
-            raise _RefusedError
+            self._refuse(connection, "wrong token")
+            return
         if node.connection is not None:
-            self.refused["second connection of a node"] += 1
-            raise _RefusedError
+            self._refuse(connection, "second connection of a node")
+            return
         if node.deadline is not None:
             node.deadline.cancel()
             node.deadline = None
@@ -238,16 +239,16 @@ class StreamServer:
             return
         connection.outgoing.put_nowait(frames.pack(Kind.WELCOME, frame.node, 0, {}))
         if node.outstanding is not None:
-            connection.outgoing.put_nowait(node.outstanding[1])
+            connection.ask(node.outstanding)
         self.arrivals.put(Arrival(frame.node, frame))
 
-    def _refuse(self, connection: _Connection, reason: str) -> None:
-        """Count what is not to be; a stream that is not let in yet ends with it."""
+    def _refuse(self, connection: Connection, reason: str) -> None:
+        """Count what is not to be; it ends a stream that is not let in, and no other."""
         self.refused[reason] += 1
         if not connection.nodes:
             raise _RefusedError
 
-    def _disconnect(self, connection: _Connection) -> None:
+    def _disconnect(self, connection: Connection) -> None:
         for name in connection.nodes:
             node = self._nodes[name]
             if node.connection is not connection:
@@ -258,12 +259,14 @@ class StreamServer:
                     self._settings.reconnect_timeout_s, self.arrivals.put, Arrival(name, None)
                 )
 
-    def _send(self, requests: Mapping[int, tuple[int, bytes]]) -> None:
+    def _send(self, requests: Mapping[int, Request]) -> None:
         for name, request in requests.items():
-            node = self._nodes[name]
-            node.outstanding = request
-            if node.connection is not None:
-                node.connection.outgoing.put_nowait(request[1])
+            self._nodes[name].ask(request)
+
+    def _notify(self, notes: Mapping[int, bytes]) -> None:
+        for name, note in notes.items():
+            if (connection := self._nodes[name].connection) is not None:
+                connection.outgoing.put_nowait(note)
 
     def _goodbye(self) -> None:
         self._over = True
@@ -272,9 +275,3 @@ class StreamServer:
                 node.connection.outgoing.put_nowait(frames.pack(Kind.GOODBYE, name, 0, {}))
             if node.deadline is not None:
                 node.deadline.cancel()
-
-
-async def _write(connection: _Connection, context: Any) -> None:
-    """Write frames as fast as the peer takes them."""
-    while True:
-        await context.write(await connection.outgoing.get())

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from flower_psl.errors import ConfigError, ProtocolError
+from flower_psl.errors import ProtocolError
+from flower_psl.transport.loopback import is_loopback
 from flower_psl.wire import PROTOCOL_VERSION
 
 # The Flower message that carries a ticket, and the record of it that holds the ticket.
@@ -13,75 +14,42 @@ TICKET = "psl-ticket"
 SERVICE = "flower_psl.Stream"
 METHOD = "Exchange"
 
-# A peer that vanished without a word is noticed after about twenty seconds.
-CHANNEL_OPTIONS = (
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.max_send_message_length", -1),
-)
+# The key of a call's metadata that holds the first HELLO of a stream.
+HELLO = "psl-hello-bin"
 
-# gRPC counts a message's bytes in 32 bits.
-_LARGEST_FRAME_BYTES = 2**31 - 1
+_LONGEST_PING_INTERVAL_S = 10.0
+_SHORTEST_PING_INTERVAL_S = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class StreamSettings:
-    """Where the server listens for live connections, and how long it waits for them.
+def channel_options(reconnect_timeout_s: float, max_frame_bytes: int) -> list[tuple[str, int]]:
+    """Return what both ends of a stream tell gRPC.
 
-    Attributes
+    A peer that vanished without a word is noticed after two ping intervals, that is within
+    half of the time it has to come back: its old connection must be known to be dead before
+    a new one of the same node is let in.
+
+    Parameters
     ----------
-    address : str
-        ``host:port`` to listen on; port 0 takes any free one. The default is for devices
-        on the same machine, a simulation's for example.
-    advertise : str
-        ``host:port`` that devices connect to, if that is another one: behind NAT, or in a
-        container. A port of 0 stands for the one listened on.
-    connect_timeout_s : float
-        Bound on the wait for all nodes to connect, in seconds.
     reconnect_timeout_s : float
-        How long a connection that broke may take to come back, in seconds; after that
-        the node counts as failed, and the node itself gives up.
+        How long a connection that broke may take to come back, in seconds.
     max_frame_bytes : int
-        Largest frame that either side accepts, at most 2**31 - 1.
-
-    Raises
-    ------
-    ConfigError
-        If a value breaks these rules.
+        Largest frame that this end accepts.
     """
-
-    address: str = "127.0.0.1:0"
-    advertise: str = ""
-    connect_timeout_s: float = 60.0
-    reconnect_timeout_s: float = 30.0
-    max_frame_bytes: int = 1_000_000_000
-
-    def __post_init__(self) -> None:
-        """Refuse values that break the rules."""
-        for name in ("address", "advertise"):
-            value = getattr(self, name)
-            host, _, port = value.rpartition(":")
-            if (value or name == "address") and not (host and port.isdecimal()):
-                raise ConfigError(
-                    f"{name} is {value!r}; it is host:port, such as '0.0.0.0:9200' or "
-                    "'127.0.0.1:0' for any free port"
-                )
-        for name in ("connect_timeout_s", "reconnect_timeout_s"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}; it is a finite number above 0"
-                )
-        if (
-            not isinstance(self.max_frame_bytes, int)
-            or not 0 < self.max_frame_bytes <= _LARGEST_FRAME_BYTES
-        ):
-            raise ConfigError(
-                f"max_frame_bytes is {self.max_frame_bytes!r}; it is an integer from 1 to "
-                f"{_LARGEST_FRAME_BYTES}"
-            )
+    interval_s = min(
+        max(reconnect_timeout_s / 4, _SHORTEST_PING_INTERVAL_S), _LONGEST_PING_INTERVAL_S
+    )
+    interval_ms = int(1000 * interval_s)
+    return [
+        ("grpc.keepalive_time_ms", interval_ms),
+        ("grpc.keepalive_timeout_ms", interval_ms),
+        # Else a server waits for a minute, whatever its keepalive timeout is.
+        ("grpc.http2.ping_timeout_ms", interval_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", interval_ms // 2),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", max_frame_bytes),
+    ]
 
 
 def check_length(data: bytes, max_frame_bytes: int, what: str) -> None:
@@ -107,8 +75,13 @@ class Ticket:
     ----------
     address : str
         ``host:port`` of the server.
+    session : str
+        What tells this run's stream from any other's.
     certificate : str
-        The only root that the node trusts for this connection, PEM.
+        The only roots that the node trusts for this connection, PEM; empty for plain text,
+        which is spoken on loopback addresses only.
+    server_name : str
+        The name that the server's certificate must hold for; empty for the address's host.
     token : str
         The node's secret for this run, 256 bits in hexadecimal.
     reconnect_timeout_s : float
@@ -117,14 +90,33 @@ class Ticket:
         Largest frame that the node accepts.
     version : int
         The protocol that the server speaks.
+    num_nodes : int
+        Nodes that the processes of a simulation share evenly; 0 if whichever process gets
+        the ticket must serve the node.
+
+    Raises
+    ------
+    ProtocolError
+        If it is for plain text to another machine.
     """
 
     address: str
+    session: str
     certificate: str
+    server_name: str
     token: str = field(repr=False)
     reconnect_timeout_s: float
     max_frame_bytes: int
     version: int = PROTOCOL_VERSION
+    num_nodes: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse to speak plain text over a network, whoever asks for it."""
+        if not self.certificate and not is_loopback(self.address):
+            raise ProtocolError(
+                f"a ticket for plain text to {self.address!r}; plain text stays on one machine. "
+                "Leave plain_text out of the server's stream settings."
+            )
 
     def to_values(self) -> dict[str, int | float | str]:
         """Return the ticket as small values."""
@@ -137,15 +129,19 @@ class Ticket:
         Raises
         ------
         ProtocolError
-            If a value is missing, of another type, or the version is another one.
+            If a value is missing, of another type, or the version is another one; or as the
+            class does.
         """
         kinds = {
             "address": str,
+            "session": str,
             "certificate": str,
+            "server_name": str,
             "token": str,
             "reconnect_timeout_s": float,
             "max_frame_bytes": int,
             "version": int,
+            "num_nodes": int,
         }
         wrong = [name for name, kind in kinds.items() if not isinstance(values.get(name), kind)]
         if wrong or values["version"] != PROTOCOL_VERSION:

@@ -1,9 +1,9 @@
 """How requests travel: the interface that the server sees, whatever carries them."""
 
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
-from flower_psl.wire import DescribeReply, StepReply, StepRequest
+from flower_psl.wire import DescribeReply, StepId, StepReply, StepRequest
 
 
 class Device(Protocol):
@@ -15,6 +15,31 @@ class Device(Protocol):
     def handle(self, request: StepRequest) -> StepReply:
         """Answer one request of a step."""
 
+    def prepare(self, step: StepId) -> None:
+        """Make ready what a later forward request for this step will need."""
+
+
+class DeviceGroup(Protocol):
+    """What answers the training requests of an exchange together."""
+
+    def handle(self, requests: Sequence[StepRequest]) -> list[StepReply]:
+        """Answer one training request of each device that takes part, in their order."""
+
+
+@runtime_checkable
+class FusableDevice(Device, Protocol):
+    """A device whose kind can answer together, where devices share a process."""
+
+    @classmethod
+    def fuse(cls, clients: Mapping[int, object]) -> DeviceGroup:
+        """Make a group of devices, given by client key.
+
+        Raises
+        ------
+        ConfigError
+            If they cannot answer together.
+        """
+
 
 class Transport(Protocol):
     """Carries requests to nodes and brings back their replies.
@@ -25,6 +50,10 @@ class Transport(Protocol):
     @property
     def name(self) -> str:
         """The transport's name in a run's records."""
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """What it refused so far, by reason; empty where Flower itself lets nobody in."""
 
     def nodes(self) -> list[int]:
         """Return the nodes that can be reached now, in ascending order."""
@@ -64,4 +93,16 @@ class Transport(Protocol):
             If a reply is not one, or belongs to another request.
         WaitError
             If replies are missing after `timeout_s`.
+        """
+
+    def announce(self, steps: Mapping[int, StepId]) -> None:
+        """Tell nodes what they will be asked for next, while the server computes.
+
+        They load their batches ahead, if the transport can tell them at all; nothing
+        depends on it, and nothing is awaited.
+
+        Parameters
+        ----------
+        steps : mapping of int to StepId
+            The next step of each node that takes part in it.
         """

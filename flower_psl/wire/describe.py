@@ -8,7 +8,7 @@ from torch import Tensor
 from flower_psl.errors import ProtocolError
 
 # Raised whenever a request or a reply changes its meaning.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 @dataclass(frozen=True)

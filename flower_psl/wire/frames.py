@@ -9,48 +9,35 @@ bytes                 content
 1, 1, 2               protocol version, kind, zero
 8, 8                  node id, sequence number of the request (little-endian)
 4, 8                  length of the values and of the tensors, in bytes
-values                JSON object
+values                JSON object, with spaces up to a multiple of 8 bytes of the frame
 tensors               safetensors, or nothing
 ====================  =======================================================
 """
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
-import safetensors.torch
-from safetensors import SafetensorError
-from torch import Tensor
-
 from flower_psl.errors import ProtocolError
 from flower_psl.wire.describe import PROTOCOL_VERSION
-from flower_psl.wire.tensors import as_bytes_view, dtype_name, dtype_of
+from flower_psl.wire.tensor_table import ALIGNMENT, Pieces
 
 _MAGIC = b"PSLF"
 _HEADER = struct.Struct("<4sBBHQQIQ")
-_SAFETENSORS_NAMES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-
-# In front of the names of a request's weights, which share a table with its gradient.
-WEIGHTS = "weights/"
-
-Pieces = Sequence[bytes | memoryview]
+# Among a request's values: whether the weights sent before it belong to it.
+SHARED = "shared-weights"
 
 
 class Kind(IntEnum):
-    """What a frame is. The numbers are those on the wire."""
+    """What a frame is. The numbers are those on the wire.
+
+    Nodes send HELLO (with their token), DESCRIPTION, REPLY and ERROR; the server WELCOME,
+    DESCRIBE, REQUEST, GOODBYE, and two that are not answered: WEIGHTS, which the requests
+    that follow on the connection share, and AHEAD, which names the step that a node is to
+    make ready for.
+    """
 
     HELLO = 1
     WELCOME = 2
@@ -60,6 +47,8 @@ class Kind(IntEnum):
     REPLY = 6
     ERROR = 7
     GOODBYE = 8
+    WEIGHTS = 9
+    AHEAD = 10
 
 
 class Frame(NamedTuple):
@@ -86,9 +75,11 @@ def pack(
     values : mapping
         Small values that JSON can hold.
     tensors : sequence of bytes-like
-        As `pack_tensors` returns them. They are copied once, here.
+        As `tensor_table.pack_tensors` returns them. They are copied once, here.
     """
     text = json.dumps(values, separators=(",", ":")).encode()
+    # Spaces, so that the tensors begin where any dtype may.
+    text += b" " * (-(_HEADER.size + len(text)) % ALIGNMENT)
     length = sum(len(piece) for piece in tensors)
     header = _HEADER.pack(_MAGIC, PROTOCOL_VERSION, kind, 0, node, sequence, len(text), length)
     return b"".join([header, text, *tensors])
@@ -132,49 +123,3 @@ def unpack(data: bytes) -> Frame:
     if not isinstance(values, dict):
         raise ProtocolError(f"a frame's values are a {type(values).__name__}, not an object")
     return Frame(Kind(kind), node, sequence, values, memoryview(data)[tensors_at:])
-
-
-def pack_tensors(tensors: Mapping[str, Tensor]) -> Pieces:
-    """Return tensors as the pieces of one safetensors file, without copying them.
-
-    Raises
-    ------
-    ProtocolError
-        If a dtype does not travel.
-    """
-    if not tensors:
-        return ()
-    views = [as_bytes_view(tensor) for tensor in tensors.values()]
-    header: dict[str, object] = {}
-    start = 0
-    for (name, tensor), view in zip(tensors.items(), views, strict=True):
-        header[name] = {
-            "dtype": _SAFETENSORS_NAMES[dtype_name(tensor.dtype)],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, start + len(view)],
-        }
-        start += len(view)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    return [len(text).to_bytes(8, "little"), text, *views]
-
-
-def unpack_tensors(data: memoryview) -> dict[str, Tensor]:
-    """Return the tensors of a frame.
-
-    Raises
-    ------
-    ProtocolError
-        If the bytes are no safetensors file, to the last byte, or a dtype does not travel.
-    """
-    if not len(data):
-        return {}
-    try:
-        tensors = safetensors.torch.load(bytes(data))
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ProtocolError(
-            f"a frame's tensors cannot be read ({error}); they were cut off or changed. Send "
-            "them again."
-        ) from error
-    for tensor in tensors.values():
-        dtype_of(dtype_name(tensor.dtype))
-    return tensors

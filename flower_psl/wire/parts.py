@@ -24,11 +24,16 @@ _DTYPE = "activation-dtype"
 _GROUPS = ("gradients", "moments")
 
 
+def step_config(step: StepId) -> Config:
+    """Return a step's id as small values."""
+    return {_ID: list(step)}
+
+
 def request_config(request: StepRequest) -> Config:
     """Return the small values of a request."""
     return {
         _PHASE: str(request.phase),
-        _ID: list(request.id),
+        **step_config(request.id),
         **request.encodings.to_config(),
     }
 
@@ -57,7 +62,7 @@ def request_of(
         )
     return StepRequest(
         phase=_phase(config),
-        id=_step_id(config),
+        id=step_id_of(config),
         weights=weights,
         gradient=tensors.get("gradient"),
         extras=extras,
@@ -72,6 +77,7 @@ def reply_config(reply: StepReply) -> Config:
         _ID: list(reply.id),
         _DTYPE: "" if reply.activation_dtype is None else dtype_name(reply.activation_dtype),
         "compute-s": reply.compute_s,
+        "encode-s": reply.encode_s,
         "unused": list(reply.unused),
     }
 
@@ -98,11 +104,6 @@ def reply_of(config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Ste
     ProtocolError
         If a value is missing or is not what a reply holds.
     """
-    compute_s = config.get("compute-s")
-    if not isinstance(compute_s, float) or not 0 <= compute_s < math.inf:
-        raise ProtocolError(
-            f"compute-s is {compute_s!r}; it must be seconds, finite and 0.0 or more"
-        )
     unused = config.get("unused")
     if not isinstance(unused, list) or not all(isinstance(name, str) for name in unused):
         raise ProtocolError(f"unused is {unused!r}; it must be a list of parameter names")
@@ -123,7 +124,7 @@ def reply_of(config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Ste
             )
     return StepReply(
         phase=_phase(config),
-        id=_step_id(config),
+        id=step_id_of(config),
         activations=batch.get("activations"),
         activation_dtype=dtype_of(dtype) if dtype else None,
         extras=extras,
@@ -131,7 +132,8 @@ def reply_of(config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Ste
         gradients=groups["gradients"],
         unused=tuple(unused),
         moments=groups["moments"],
-        compute_s=compute_s,
+        compute_s=_seconds(config, "compute-s"),
+        encode_s=_seconds(config, "encode-s"),
     )
 
 
@@ -191,6 +193,13 @@ def _extras(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {part: tensor for part, tensor in tensors.items() if part.startswith(f"{name}|")}
 
 
+def _seconds(config: Mapping[str, object], name: str) -> float:
+    value = config.get(name)
+    if not isinstance(value, float) or not 0 <= value < math.inf:
+        raise ProtocolError(f"{name} is {value!r}; it must be seconds, finite and 0.0 or more")
+    return value
+
+
 def _phase(config: Mapping[str, object]) -> Phase:
     value = config.get(_PHASE)
     try:
@@ -201,7 +210,14 @@ def _phase(config: Mapping[str, object]) -> Phase:
         ) from None
 
 
-def _step_id(config: Mapping[str, object]) -> StepId:
+def step_id_of(config: Mapping[str, object]) -> StepId:
+    """Return the id of a step among small values.
+
+    Raises
+    ------
+    ProtocolError
+        If it is missing or is not one.
+    """
     value = config.get(_ID)
     if (
         not isinstance(value, list)

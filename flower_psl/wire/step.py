@@ -33,8 +33,10 @@ class StepId(NamedTuple):
     client_key : int
         The client.
     start, batch_size : int
-        Its examples: positions ``start`` to ``start + batch_size`` of its permutation of this
-        round (of its test data, in order, in evaluation).
+        Its examples: positions ``start`` to ``start + batch_size`` of its passes through its
+        data, one after the other, each in an order of its own. With D_k examples, position
+        p belongs to pass p // D_k and is place p % D_k of its permutation. (In evaluation:
+        positions in the test data, in order.)
     """
 
     seed: int
@@ -135,8 +137,11 @@ class StepReply:
         Backward: trainable parameters that the activations do not depend on.
     moments : mapping of str to Tensor
         Forward: moments of the inputs of BatchNorm layers, see `split.batch_norm`.
-    compute_s : float
-        Seconds that the client computed, encoding and decoding included.
+    compute_s, encode_s : float
+        Seconds that the client computed, and that it encoded and decoded.
+    exchange_s : float or None
+        Seconds from the request to this reply, where a transport measured them. They do not
+        travel.
     """
 
     phase: Phase
@@ -149,6 +154,18 @@ class StepReply:
     unused: tuple[str, ...] = ()
     moments: Mapping[str, Tensor] = field(default_factory=dict)
     compute_s: float = 0.0
+    encode_s: float = 0.0
+    exchange_s: float | None = None
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the client worked."""
+        return self.compute_s + self.encode_s
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds that the server waited for the client."""
+        return self.busy_s if self.exchange_s is None else self.exchange_s
 
     @property
     def payload_bytes(self) -> int:

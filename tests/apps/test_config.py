@@ -64,6 +64,15 @@ def test_keys_reach_their_fields() -> None:
         ({"batch-size": 0}, ["batch-size = 0", "at least 1"]),
         ({"local-batch-size": -1, "sampler": "fls"}, ["local-batch-size = -1", "at least 0"]),
         ({"min-client-batch": 0}, ["min-client-batch = 0", "at least 1"]),
+        ({"sampler": "straggler"}, ["client-costs is empty", "'straggler'", "steps.jsonl"]),
+        ({"participation": 0.2}, ["participation = 0.2 has no effect", "sampler = 'straggler'"]),
+        ({"client-costs": "/a.csv"}, ["client-costs = '/a.csv' has no effect", "'straggler'"]),
+        ({"participation": 1.1}, ["participation = 1.1", "at most 1"]),
+        ({"concentration": 0.0}, ["concentration = 0.0", "above 0"]),
+        (
+            {"sampler": "straggler", "client-costs": "costs.csv"},
+            ["client-costs = 'costs.csv' is a relative path", "absolute"],
+        ),
         ({"num-server-rounds": 0}, ["num-server-rounds = 0", "at least 1"]),
         ({"steps-per-round": -1}, ["steps-per-round = -1", "at least 0"]),
         ({"learning-rate": 0.0}, ["learning-rate = 0.0", "above 0"]),
@@ -79,6 +88,15 @@ def test_keys_reach_their_fields() -> None:
         ({"torch-num-threads": -1}, ["torch-num-threads = -1", "at least 0"]),
         ({"device": "gpu"}, ["device = 'gpu'", "cannot be used on this machine", "'cpu'"]),
         ({"out": "runs/1"}, ["out = 'runs/1'", "a folder of its own", "absolute", "/home/me"]),
+        ({"stream-key-file": "server.key"}, ["stream-key-file = 'server.key'", "absolute"]),
+        ({"stream-certificate-file": "s.crt"}, ["stream-certificate-file = 's.crt'", "absolute"]),
+        (
+            {"stream-root-certificates-file": "ca.crt"},
+            ["stream-root-certificates-file = 'ca.crt'", "absolute"],
+        ),
+        ({"stream-reconnect-timeout-s": 0.0}, ["stream-reconnect-timeout-s = 0.0", "above 0"]),
+        ({"stream-max-frame-bytes": 0}, ["stream-max-frame-bytes = 0", "at least 1"]),
+        ({"stream-max-frame-bytes": 2**31}, ["stream-max-frame-bytes = 2147483648", "below"]),
         ({"train-split": "test"}, ["train-split and test-split are both 'test'", "two different"]),
         ({"partitioner": "natural-id"}, ["partition-by is empty", "'natural-id'", "column"]),
         (
@@ -115,6 +133,7 @@ def test_names_and_absolute_paths_are_accepted(name: str) -> None:
         ("local-batch-size", 8, "gpsl", "fls"),
         ("min-client-batch", 2, "fpls", "gpsl"),
         ("drop-last", True, "sl", "gpsl"),
+        ("concentration", 2.0, "gpsl", "latent-dirichlet"),
     ],
 )
 def test_settings_without_effect_on_the_sampler_are_refused(

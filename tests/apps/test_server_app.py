@@ -38,6 +38,11 @@ def test_the_strategy_is_the_one_configured(tmp_path: Path) -> None:
             "transport": "messages",
             "stream-address": "0.0.0.0:9200",
             "stream-advertise": "server.example:9200",
+            "stream-certificate-file": "/etc/psl/server.crt",
+            "stream-key-file": "/etc/psl/server.key",
+            "stream-root-certificates-file": "/etc/psl/ca.crt",
+            "stream-reconnect-timeout-s": 20,
+            "stream-max-frame-bytes": 10**6,
             "activation-encoding": "int8",
             "gradient-encoding": "bf16",
             "weight-encoding": "fp16",
@@ -53,12 +58,23 @@ def test_the_strategy_is_the_one_configured(tmp_path: Path) -> None:
     assert (strategy.node_timeout_s, strategy.step_timeout_s) == (7.0, 8.0)
     assert strategy.transport == "messages"
     assert strategy.stream == StreamSettings(
-        address="0.0.0.0:9200", advertise="server.example:9200"
+        address="0.0.0.0:9200",
+        advertise="server.example:9200",
+        certificate_file="/etc/psl/server.crt",
+        key_file="/etc/psl/server.key",
+        root_certificates_file="/etc/psl/ca.crt",
+        reconnect_timeout_s=20.0,
+        max_frame_bytes=10**6,
     )
     assert strategy.encodings == Encodings(activations="int8", gradients="bf16", weights="fp16")
     assert (strategy.seed, strategy.model_name) == (4, "small-cnn")
     assert strategy.lr_scheduler_fn is not None
     assert strategy.recorder is not None
+
+
+def test_plain_text_reaches_the_stream() -> None:
+    config = AppConfig.from_run_config({"stream-plain-text": True})
+    assert build_strategy(config, model()).stream == StreamSettings(plain_text=True)
 
 
 def test_what_is_off_by_default_is_off() -> None:

@@ -268,11 +268,59 @@ def test_a_round_uses_every_example_once(client_key: int) -> None:
     for server_round in (1, 2):
         used: list[int] = []
         for step, (start, batch_size) in enumerate([(0, 3), (3, 5), (8, 2)], 1):
-            where = StepId(1, server_round, 0, step, client_key, start, batch_size)
+            position = (server_round - 1) * len(DATA) + start
+            where = StepId(1, server_round, 0, step, client_key, position, batch_size)
             used += labels(forward(client, where))
         assert sorted(used) == list(range(10))
         rounds.append(used)
     assert rounds[0] != rounds[1]
+
+
+def test_a_pass_through_the_data_may_take_several_rounds() -> None:
+    client = SplitClient(segment(), DATA)
+    in_one_round = [
+        labels(forward(client, ID._replace(start=start, batch_size=5))) for start in (0, 5)
+    ]
+    in_two = [
+        labels(forward(client, ID._replace(server_round=rnd, start=start, batch_size=5)))
+        for rnd, start in [(1, 0), (2, 5)]
+    ]
+    assert in_two == in_one_round
+
+
+class Counted(Augmented):
+    """Counts how often an example is loaded."""
+
+    def __init__(self) -> None:
+        self.loaded = 0
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.loaded += 1
+        return super().__getitem__(index)
+
+
+def test_a_batch_that_was_loaded_ahead_is_used_once_and_is_the_same() -> None:
+    counted = Counted()
+    ahead, plain = SplitClient(segment(), counted), SplitClient(segment(), Augmented())
+    ahead.prepare(ID)
+    assert counted.loaded == 4
+    for loaded in (4, 8):  # a repeated forward pass loads anew
+        reply, expected = forward(ahead), forward(plain)
+        assert torch.equal(activations(reply), activations(expected))
+        assert labels(reply) == labels(expected)
+        assert counted.loaded == loaded
+
+
+def test_a_batch_that_was_loaded_for_another_step_is_not_used() -> None:
+    client = SplitClient(segment(), DATA, DATA)
+    client.prepare(ID._replace(start=4))
+    assert labels(forward(client)) == labels(forward(SplitClient(segment(), DATA)))
+    assert labels(forward(client, phase=Phase.EVALUATE)) == [0, 1, 2, 3]
+
+
+def test_what_does_not_exist_cannot_be_loaded_ahead() -> None:
+    with pytest.raises(ProtocolError, match="examples 8 to 12 were asked for, of 10 in the train"):
+        SplitClient(segment(), DATA).prepare(ID._replace(start=8))
 
 
 def test_clients_have_orders_of_their_own() -> None:
@@ -324,8 +372,17 @@ def test_nothing_of_the_caller_or_the_process_changes() -> None:
     assert_equal(dict(own.state_dict()), before)
 
 
-@pytest.mark.parametrize("phase", [Phase.FORWARD, Phase.EVALUATE])
-@pytest.mark.parametrize(("start", "batch_size"), [(7, 4), (0, 11), (10, 1)])
+@pytest.mark.parametrize(
+    ("phase", "start", "batch_size"),
+    [
+        *(
+            (phase, *part)
+            for phase in (Phase.FORWARD, Phase.EVALUATE)
+            for part in [(7, 4), (0, 11)]
+        ),
+        (Phase.EVALUATE, 10, 1),
+    ],
+)
 def test_examples_that_do_not_exist_are_refused(phase: Phase, start: int, batch_size: int) -> None:
     client = SplitClient(segment(), DATA, DATA)
     where = ID._replace(start=start, batch_size=batch_size)

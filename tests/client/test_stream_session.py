@@ -2,7 +2,8 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,17 +16,27 @@ from torch.utils.data import TensorDataset
 from flower_psl import SplitClient, SplitClientApp
 from flower_psl.client import split_client_app, stream_session
 from flower_psl.client.client_cache import ClientCache
-from flower_psl.client.stream_session import BackgroundSession, KeyedClient, in_simulation
+from flower_psl.client.stream_session import (
+    BackgroundSession,
+    KeyedClient,
+    in_simulation,
+    num_actors,
+)
 from flower_psl.transport.stream import StreamTransport
 from flower_psl.transport.stream_client import StreamClient
 from flower_psl.transport.stream_server import StreamServer
-from flower_psl.transport.stream_ticket import TICKET, StreamSettings, Ticket
+from flower_psl.transport.stream_settings import StreamSettings
+from flower_psl.transport.stream_ticket import TICKET, Ticket
 from flower_psl.transport.stream_tls import make_certificate
 from flower_psl.wire import Phase, StepId, StepRequest
 
 
 def make_client() -> SplitClient:
     return SplitClient(nn.Linear(2, 3), TensorDataset(torch.rand(6, 2), torch.arange(6)))
+
+
+def keyed(key: int) -> KeyedClient:
+    return KeyedClient(make_client(), key, ClientCache())
 
 
 class Run:
@@ -40,7 +51,9 @@ class Run:
         self.tickets = {
             node: Ticket(
                 address=f"127.0.0.1:{port}",
-                certificate=certificate.certificate.decode(),
+                session=f"of {id(self)}",
+                certificate=certificate.roots.decode(),
+                server_name=certificate.server_name,
                 token=token,
                 reconnect_timeout_s=2.0,
                 max_frame_bytes=10**6,
@@ -84,10 +97,19 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> list[StreamClient]:
     return made
 
 
-def fake_ray(initialized: bool, actor: str | None) -> SimpleNamespace:
+def fake_ray(
+    initialized: bool = True,
+    actor: str | None = "a1",
+    taken: dict[str, float] | None = None,
+    nodes: Sequence[dict[str, float]] = (),
+) -> SimpleNamespace:
+    context = SimpleNamespace(
+        get_actor_id=lambda: actor, get_assigned_resources=lambda: taken or {}
+    )
     return SimpleNamespace(
         is_initialized=lambda: initialized,
-        get_runtime_context=lambda: SimpleNamespace(get_actor_id=lambda: actor),
+        get_runtime_context=lambda: context,
+        nodes=lambda: [{"Resources": resources} for resources in nodes],
     )
 
 
@@ -109,19 +131,83 @@ def test_an_actor_of_an_initialized_ray_is_a_simulation(
     assert in_simulation() is expected
 
 
+@pytest.mark.parametrize(
+    ("taken", "nodes", "expected"),
+    [
+        ({"CPU": 1.0}, [{"CPU": 2.0, "memory": 9.0}], 2),
+        ({"CPU": 2.0}, [{"CPU": 5.0}, {"CPU": 3.0}], 3),
+        ({"CPU": 1.0, "GPU": 0.5}, [{"CPU": 8.0, "GPU": 1.0}], 2),
+        ({"CPU": 1.0, "GPU": 0.5}, [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}], 2),
+        # A machine that has left the cluster has no resources.
+        ({"CPU": 1.0}, [{"CPU": 2.0}, {}], 2),
+        ({}, [{"CPU": 2.0}], 1),
+    ],
+)
+def test_actors_are_as_many_as_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+    taken: dict[str, float],
+    nodes: list[dict[str, float]],
+    expected: int,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", fake_ray(taken=taken, nodes=nodes))
+    assert num_actors() == expected
+
+
+def test_a_process_has_room_for_its_share_of_the_nodes(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_session, "num_actors", lambda: 2)
+    monkeypatch.setattr(stream_session, "_FULL_S", 0.0)
+    run, other, background = make_run(1, 2, 3), make_run(4), BackgroundSession()
+    shared = {n: replace(t, num_nodes=3) for n, t in (run.tickets | other.tickets).items()}
+    for node in (1, 2):
+        assert background.has_room(node, shared[node])
+        background.add(node, shared[node], keyed(node))
+    assert not background.has_room(3, shared[3])
+    assert background.has_room(2, shared[2]), "it serves this one already"
+    assert background.has_room(4, shared[4]), "another run's nodes are shared anew"
+    assert background.has_room(3, run.tickets[3]), "the server insists"
+
+
 def test_a_keyed_client_answers_as_its_client_does() -> None:
     client = make_client()
-    keyed = KeyedClient(client, 7)
-    assert keyed.describe() == client.describe(7)
+    ours = KeyedClient(client, 7, ClientCache())
+    assert ours.describe() == client.describe(7)
     request = StepRequest(
         phase=Phase.FORWARD,
         id=StepId(0, 1, 0, 1, 7, 0, 2),
         weights={"weight": torch.ones(3, 2), "bias": torch.zeros(3)},
     )
-    ours, direct = keyed.handle(request).activations, client.handle(request).activations
-    assert ours is not None
+    answer, direct = ours.handle(request).activations, client.handle(request).activations
+    assert answer is not None
     assert direct is not None
-    assert torch.equal(ours, direct)
+    assert torch.equal(answer, direct)
+
+
+def test_a_new_step_frees_what_all_clients_of_the_process_kept() -> None:
+    cache = ClientCache()
+    first, second = (
+        cache.get(lambda _: make_client(), Context(1, node, {}, RecordDict(), {}))
+        for node in (1, 2)
+    )
+    weights = {"weight": torch.ones(3, 2), "bias": torch.zeros(3)}
+    steps = [StepId(0, 1, 0, step, step, 0, 2) for step in (1, 2)]
+    KeyedClient(first, 1, cache).handle(
+        StepRequest(phase=Phase.FORWARD, id=steps[0], weights=weights)
+    )
+    assert first.holds(steps[0])
+    KeyedClient(second, 2, cache).handle(
+        StepRequest(phase=Phase.FORWARD, id=steps[1], weights=weights)
+    )
+    assert not first.holds(steps[0])
+    assert second.holds(steps[1])
+
+
+def test_a_step_is_prepared_by_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[StepId] = []
+    monkeypatch.setattr(SplitClient, "prepare", lambda _, step: asked.append(step))
+    KeyedClient(make_client(), 7, ClientCache()).prepare(StepId(0, 1, 0, 1, 7, 0, 2))
+    assert asked == [StepId(0, 1, 0, 1, 7, 0, 2)]
 
 
 def test_a_background_session_serves_all_nodes_over_one_connection(
@@ -129,10 +215,25 @@ def test_a_background_session_serves_all_nodes_over_one_connection(
 ) -> None:
     run, background = make_run(1, 2, 3), BackgroundSession()
     for node, ticket in run.tickets.items():
-        background.add(node, ticket, KeyedClient(make_client(), 10 * node))
+        background.add(node, ticket, keyed(10 * node))
     run.await_nodes(1, 2, 3)
     assert run.client_keys(1, 2, 3) == {1: 10, 2: 20, 3: 30}
     assert len(streams) == 1
+
+
+def test_a_session_s_thread_computes_with_as_many_threads_as_its_process(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int]] = []
+
+    def tell(count: int) -> None:
+        told.append((threading.current_thread().name, count))
+
+    monkeypatch.setattr(torch, "set_num_threads", tell)
+    run, background = make_run(1), BackgroundSession()
+    background.add(1, run.tickets[1], keyed(1))
+    run.await_nodes(1)
+    assert told == [("psl-session", torch.get_num_threads())]
 
 
 def test_a_ticket_of_another_run_starts_anew(
@@ -140,7 +241,7 @@ def test_a_ticket_of_another_run_starts_anew(
 ) -> None:
     first, second, background = make_run(1), make_run(1), BackgroundSession()
     for key, run in enumerate((first, second)):
-        background.add(1, run.tickets[1], KeyedClient(make_client(), key))
+        background.add(1, run.tickets[1], keyed(key))
         run.await_nodes(1)
     # Even while the one before is open.
     assert (first.client_keys(1), second.client_keys(1)) == ({1: 0}, {1: 1})
@@ -165,10 +266,10 @@ def test_a_session_that_gave_up_is_started_anew(
     nobody = Ticket(
         **{**run.tickets[1].to_values(), "address": "127.0.0.1:1", "reconnect_timeout_s": 0.1}  # type: ignore[arg-type]
     )
-    background.add(1, nobody, KeyedClient(make_client(), 1))
+    background.add(1, nobody, keyed(1))
     ended.get(timeout=20)
     assert "no connection to the server at 127.0.0.1:1" in caplog.text
-    background.add(1, run.tickets[1], KeyedClient(make_client(), 2))
+    background.add(1, run.tickets[1], keyed(2))
     run.await_nodes(1)
     assert run.client_keys(1) == {1: 2}
     assert len(streams) == 2
@@ -222,6 +323,30 @@ def test_in_a_simulation_the_handler_returns_at_once_and_serves_on(
         assert num_requests(send(ticket_record(ticket), node)) == 0
     run.await_nodes(10, 20)
     assert run.client_keys(10, 20) == {10: 11, 20: 21}
+
+
+@pytest.mark.usefixtures("own_process")
+def test_a_node_beyond_a_process_s_share_is_left_to_others_and_not_made(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split_client_app, "in_simulation", lambda: True)
+    monkeypatch.setattr(stream_session, "num_actors", lambda: 2)
+    monkeypatch.setattr(stream_session, "_FULL_S", 0.0)
+    run = make_run(10, 20)
+    made: list[int] = []
+
+    def make(context: Context) -> SplitClient:
+        made.append(context.node_id)
+        return make_client()
+
+    answers = {}
+    for node, ticket in run.tickets.items():
+        content = ticket_record(replace(ticket, num_nodes=2))
+        context = Context(1, node, {}, RecordDict(), {})
+        reply = SplitClientApp(make)(Message(content, node, "train.psl_session"), context)
+        answers[node] = reply.content.metric_records["psl-session"]["left-to-others"]
+    assert answers == {10: 0, 20: 1}
+    assert made == [10]
 
 
 @pytest.mark.usefixtures("own_process")

@@ -30,7 +30,7 @@ from flower_psl import (
 )
 from flower_psl.sampling import BatchSchedule, Purpose, generator
 from flower_psl.transport import Device
-from flower_psl.wire import DescribeReply, Phase, StepReply, StepRequest, records
+from flower_psl.wire import DescribeReply, Phase, StepId, StepReply, StepRequest, records
 
 NUM_CLASSES = 5
 SEED = 7
@@ -117,6 +117,8 @@ class OverMessages:
 
     def describe(self) -> DescribeReply:
         return records.decode_description(records.encode_description(self._client.describe()))
+
+    def prepare(self, step: StepId) -> None: ...
 
     def handle(self, request: StepRequest) -> StepReply:
         weights = records.encode_tensors(request.weights)

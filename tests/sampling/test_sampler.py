@@ -1,5 +1,6 @@
 """What holds for every sampler."""
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError
@@ -14,10 +15,13 @@ from flower_psl.errors import ConfigError
 from flower_psl.sampling import (
     BalancedSampler,
     BatchSchedule,
+    ClientCost,
+    CostModel,
     FixedLocalSampler,
     GlobalSampler,
     LatentDirichletSampler,
     ProportionalLocalSampler,
+    QuotaSampler,
     Sampler,
     SequentialSampler,
     StragglerSampler,
@@ -170,3 +174,18 @@ def test_users_write_their_own() -> None:
     assert OnceEach.name == "custom"
     with pytest.raises(TypeError, match="abstract"):
         Sampler()  # type: ignore[abstract]
+
+
+def test_records_say_what_a_sampler_needs_beside_its_name() -> None:
+    costs = CostModel({0: ClientCost(0.1), 1: ClientCost(0.1), 2: ClientCost(0.1, 3.0)})
+    straggler = StragglerSampler(batch_size=2, participation=0.5, cost=costs)
+    num_examples = {0: 4, 1: 4, 2: 2}
+    assert GlobalSampler(batch_size=2).details(num_examples) == {}
+    expected = {"participation": 0.5, "slow_clients": [2], "costs": costs.to_json()}
+    assert straggler.details(num_examples) == expected
+    weights = {"0": 0.25, "1": 0.5, "2": 0.25}
+    assert QuotaSampler(straggler, {0: 0.5}).details(num_examples) == {
+        **expected,
+        "client_weights": weights,
+    }
+    assert json.loads(json.dumps(expected)) == expected

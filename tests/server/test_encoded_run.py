@@ -21,7 +21,15 @@ from flower_psl.server import training_run
 from flower_psl.server.global_step import GlobalStep
 from flower_psl.telemetry import StepRecord
 from flower_psl.transport import Device
-from flower_psl.wire import ENCODINGS, DescribeReply, Phase, StepReply, StepRequest, records
+from flower_psl.wire import (
+    ENCODINGS,
+    DescribeReply,
+    Phase,
+    StepId,
+    StepReply,
+    StepRequest,
+    records,
+)
 
 Make = Callable[..., ParallelSplitLearning]
 LOSSY = [name for name in ENCODINGS if name != "raw"]
@@ -38,6 +46,8 @@ class Behind:
 
     def describe(self) -> DescribeReply:
         return self.client.describe()
+
+    def prepare(self, step: StepId) -> None: ...
 
     def handle(self, request: StepRequest) -> StepReply:
         self.requests.append(request)

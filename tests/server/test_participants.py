@@ -8,7 +8,7 @@ from torch import nn
 from flower_psl import ClientError, WaitError
 from flower_psl.server.participants import Participants, gather
 from flower_psl.transport import Transport
-from flower_psl.wire import DescribeReply, StepReply, StepRequest, TensorSpec, segment_spec
+from flower_psl.wire import DescribeReply, StepId, StepReply, StepRequest, TensorSpec, segment_spec
 
 if TYPE_CHECKING:
     from tests.conftest import FakeTime
@@ -25,6 +25,7 @@ class Described:
     def __init__(self, descriptions: Mapping[int, DescribeReply]) -> None:
         self.descriptions = descriptions
         self.timeout_s = 0.0
+        self.refused: dict[str, int] = {}
 
     def nodes(self) -> list[int]:
         return sorted(self.descriptions)
@@ -36,6 +37,9 @@ class Described:
     def exchange(
         self, requests: Mapping[int, StepRequest], timeout_s: float
     ) -> dict[int, StepReply]:
+        raise NotImplementedError
+
+    def announce(self, steps: Mapping[int, StepId]) -> None:
         raise NotImplementedError
 
 

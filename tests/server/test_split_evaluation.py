@@ -16,7 +16,7 @@ from flower_psl.server.participants import Participants
 from flower_psl.server.split_evaluation import SplitEvaluation, sample_clients
 from flower_psl.split import LossFn, segment_tensors
 from flower_psl.transport import Device, InProcessTransport
-from flower_psl.wire import DescribeReply, StepReply, StepRequest
+from flower_psl.wire import DescribeReply, StepId, StepReply, StepRequest
 
 COUNTS = {2: 3, 5: 0, 9: 5}
 
@@ -31,6 +31,8 @@ class Watched:
 
     def describe(self) -> DescribeReply:
         return self.client.describe()
+
+    def prepare(self, step: StepId) -> None: ...
 
     def handle(self, request: StepRequest) -> StepReply:
         self.requests.append(request)

@@ -17,7 +17,9 @@ from flower_psl import (
     BatchSchedule,
     ClientError,
     ConfigError,
+    GlobalSampler,
     ParallelSplitLearning,
+    QuotaSampler,
     RunRecorder,
     Sampler,
     SplitClient,
@@ -26,7 +28,7 @@ from flower_psl import (
     run_in_process,
 )
 from flower_psl.transport import Device, InProcessTransport
-from flower_psl.wire import DescribeReply, Phase, StepReply, StepRequest
+from flower_psl.wire import DescribeReply, Phase, StepId, StepReply, StepRequest
 
 if TYPE_CHECKING:
     from tests.conftest import FakeTime
@@ -55,6 +57,8 @@ class Watched:
     def describe(self) -> DescribeReply:
         return self._client.describe()
 
+    def prepare(self, step: StepId) -> None: ...
+
     def handle(self, request: StepRequest) -> StepReply:
         step = request.id
         if (step.server_round, step.step) == self._fails_in:
@@ -71,7 +75,7 @@ def test_a_round_uses_every_example_of_every_client_once(
     watched = {key: Watched(client) for key, client in clients.items()}
     result = run_in_process(make_strategy(), watched, arrays, num_rounds=2)
     for key, count in {2: 7, 5: 4, 9: 10}.items():
-        assert watched[key].used == {1: list(range(count)), 2: list(range(count))}
+        assert watched[key].used == {1: list(range(count)), 2: list(range(count, 2 * count))}
     for metrics in result.train_metrics_clientapp.values():
         assert metrics["num-examples"] == NUM_EXAMPLES
         assert metrics["num-steps"] == 3
@@ -186,6 +190,33 @@ def test_a_run_leaves_its_files(
     weights = load_file(tmp_path / "model.safetensors")
     for name, tensor in result.arrays.to_torch_state_dict().items():
         assert torch.equal(weights[name], tensor)
+
+
+def test_what_repeating_a_run_needs_of_the_sampler_is_in_the_summary(
+    make_strategy: Make, clients: dict[int, SplitClient], arrays: ArrayRecord, tmp_path: Path
+) -> None:
+    sampler = QuotaSampler(GlobalSampler(batch_size=5), quota={9: 0.5})
+    strategy = make_strategy(sampler=sampler, recorder=RunRecorder(tmp_path))
+    result = run_in_process(strategy, clients, arrays, num_rounds=2)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["sampler_details"] == {
+        "client_weights": {"2": 7 / 16, "5": 4 / 16, "9": 5 / 16}
+    }
+    assert result.train_metrics_clientapp[1]["num-examples"] == 16
+
+
+def test_what_the_transport_refused_is_in_the_summary(
+    make_strategy: Make, clients: dict[int, SplitClient], arrays: ArrayRecord, tmp_path: Path
+) -> None:
+    class Attacked(InProcessTransport):
+        @property
+        def refused(self) -> dict[str, int]:
+            return {"wrong token": 2}
+
+    make_strategy(recorder=RunRecorder(tmp_path)).run_over(
+        Attacked(clients), arrays, num_rounds=1, timeout=60, evaluate_fn=None, min_nodes=3
+    )
+    assert json.loads((tmp_path / "summary.json").read_text())["refused"] == {"wrong token": 2}
 
 
 def test_split_evaluation_fills_the_summary_where_there_is_no_central_one(

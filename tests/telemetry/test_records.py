@@ -12,7 +12,11 @@ from flower_psl.errors import ConfigError
 from flower_psl.telemetry import RoundRecord, RunInfo, StepRecord
 
 
-def step_record(loss: float = 0.5, seconds: Mapping[str, float] | None = None) -> StepRecord:
+def step_record(
+    loss: float = 0.5,
+    seconds: Mapping[str, float] | None = None,
+    client_seconds: Mapping[int, float] | None = None,
+) -> StepRecord:
     return StepRecord(
         server_round=2,
         step=3,
@@ -22,6 +26,7 @@ def step_record(loss: float = 0.5, seconds: Mapping[str, float] | None = None) -
         bytes_up=1024,
         bytes_down=512,
         seconds={"forward": 0.25, "total": 1.5} if seconds is None else seconds,
+        client_seconds={3: 0.125} if client_seconds is None else client_seconds,
     )
 
 
@@ -45,7 +50,7 @@ def test_step_record_is_this_line() -> None:
     assert json.dumps(step_record().to_json()) == (
         '{"round": 2, "step": 3, "loss": 0.5, "effective_batch_size": 8, '
         '"clients": {"0": 5, "7": 3}, "bytes_up": 1024, "bytes_down": 512, '
-        '"seconds": {"forward": 0.25, "total": 1.5}}'
+        '"seconds": {"forward": 0.25, "total": 1.5}, "client_seconds": {"3": 0.125}}'
     )
 
 
@@ -83,6 +88,7 @@ def test_run_info_has_its_own_names() -> None:
         "rounds": 3,
         "transport": "in-process",
         "seed": 7,
+        "sampler_details": {},
     }
 
 
@@ -115,6 +121,8 @@ def test_non_finite_step_is_refused(value: float) -> None:
         step_record(loss=value)
     with pytest.raises(ConfigError, match=rf"seconds\['total'\] is {value}; .*finite"):
         step_record(seconds={"total": value})
+    with pytest.raises(ConfigError, match=rf"client_seconds\[3\] is {value}; .*finite"):
+        step_record(client_seconds={3: value})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

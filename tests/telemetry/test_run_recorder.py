@@ -54,7 +54,7 @@ def record_run(recorder: RunRecorder, last_round: RoundRecord = ROUND) -> Path:
     recorder.start(INFO)
     recorder.record_step(STEP)
     recorder.record_round(last_round)
-    return recorder.finish(MODEL)
+    return recorder.finish(MODEL, {"wrong token": 2})
 
 
 def test_a_run_leaves_its_files(tmp_path: Path) -> None:
@@ -65,10 +65,11 @@ def test_a_run_leaves_its_files(tmp_path: Path) -> None:
     assert summary == out / "summary.json"
     content = json.loads(summary.read_text(encoding="utf-8"))
     assert (content["seconds"], content["steps"], content["final_accuracy"]) == (4.5, 1, 0.75)
+    assert content["refused"] == {"wrong token": 2}
     assert (out / "steps.jsonl").read_text(encoding="utf-8") == (
         '{"round": 1, "step": 1, "loss": 0.5, "effective_batch_size": 8, '
         '"clients": {"0": 5, "1": 3}, "bytes_up": 100, "bytes_down": 10, '
-        '"seconds": {"total": 0.5}}\n'
+        '"seconds": {"total": 0.5}, "client_seconds": {}}\n'
     )
 
 

@@ -24,6 +24,8 @@ KEYS = [
     "bytes_up",
     "bytes_down",
     "transport",
+    "refused",
+    "sampler_details",
     "seed",
     "versions",
 ]
@@ -38,6 +40,7 @@ INFO = RunInfo(
     rounds=2,
     transport="in-process",
     seed=7,
+    sampler_details={"participation": 0.5},
 )
 
 
@@ -77,7 +80,7 @@ def full_summary() -> RunSummary:
 
 
 def test_golden_summary() -> None:
-    content = full_summary().to_json(seconds=4.0)
+    content = full_summary().to_json(seconds=4.0, refused={"wrong token": 2, "malformed frame": 1})
     versions = content.pop("versions")
     assert isinstance(versions, dict)
     assert list(versions) == ["python", "flower-psl", "flwr", "torch", "numpy"]
@@ -101,6 +104,8 @@ def test_golden_summary() -> None:
         "bytes_up": 300,
         "bytes_down": 30,
         "transport": "in-process",
+        "refused": {"malformed frame": 1, "wrong token": 2},
+        "sampler_details": {"participation": 0.5},
         "seed": 7,
     }
 
@@ -111,6 +116,7 @@ def test_keys_are_in_reading_order() -> None:
 
 def test_what_never_was_is_none() -> None:
     content = RunSummary(INFO).to_json(seconds=1.0)
+    assert content["refused"] == {}
     assert list(content) == KEYS
     assert {name for name, value in content.items() if value is None} == {
         "final_accuracy",

@@ -14,8 +14,9 @@ from flower_psl.transport import Device
 from flower_psl.transport.stream import StreamTransport
 from flower_psl.transport.stream_client import StreamClient
 from flower_psl.transport.stream_server import StreamServer
-from flower_psl.transport.stream_ticket import METHOD, SERVICE, StreamSettings, Ticket
-from flower_psl.transport.stream_tls import SERVER_NAME, make_certificate
+from flower_psl.transport.stream_settings import StreamSettings
+from flower_psl.transport.stream_ticket import HELLO, METHOD, SERVICE, Ticket
+from flower_psl.transport.stream_tls import SERVER_NAME, Certificate, make_certificate
 from flower_psl.wire import DescribeReply, Phase, StepId, StepReply, StepRequest, frames
 from flower_psl.wire.frames import Frame, Kind
 
@@ -31,9 +32,13 @@ class Echo:
     ) -> None:
         self.node = node
         self.during = during
+        self.prepared: list[StepId] = []
 
     def describe(self) -> DescribeReply:
         return DescribeReply(client_key=self.node, num_examples=4, num_test_examples=0, segment={})
+
+    def prepare(self, step: StepId) -> None:
+        self.prepared.append(step)
 
     def handle(self, request: StepRequest) -> StepReply:
         return self.during(request) or StepReply(
@@ -73,11 +78,13 @@ class Serving:
 class RawStream:
     """A peer that sends whatever bytes it likes."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, first: bytes | None) -> None:
         self._channel = channel
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(
-            iter(self._outgoing.get, None), timeout=PATIENCE_S
+            iter(self._outgoing.get, None),
+            timeout=PATIENCE_S,
+            metadata=() if first is None else ((HELLO, first),),
         )
 
     def send(self, *data: bytes) -> None:
@@ -105,29 +112,37 @@ class RawStream:
 class Lab:
     """A server, its transport, and all who connect to it."""
 
-    def __init__(self, nodes: Iterable[int], settings: StreamSettings) -> None:
+    def __init__(
+        self,
+        nodes: Iterable[int],
+        settings: StreamSettings,
+        certificate: Certificate | None,
+    ) -> None:
         self.settings = settings
-        self.certificate = make_certificate()
+        self.certificate = certificate
         self.server = StreamServer(settings, self.certificate)
         self.port = self.server.start()
         self.tokens = self.server.admit(nodes)
         self.transport = StreamTransport(self.server, settings.reconnect_timeout_s)
         self.closing: list[Callable[[], object]] = []
 
-    def ticket(self, node: int, *, port: int = 0, certificate: bytes = b"") -> Ticket:
+    def ticket(self, node: int, *, port: int = 0, roots: bytes = b"", host: str = "") -> Ticket:
+        own = self.certificate
         return Ticket(
-            address=f"127.0.0.1:{port or self.port}",
-            certificate=(certificate or self.certificate.certificate).decode(),
+            address=f"{host or '127.0.0.1'}:{port or self.port}",
+            session="a1b2",
+            certificate=(roots or (own.roots if own else b"")).decode(),
+            server_name=own.server_name if own else "",
             token=self.tokens[node],
             reconnect_timeout_s=self.settings.reconnect_timeout_s,
             max_frame_bytes=self.settings.max_frame_bytes,
         )
 
     def start(
-        self, devices: Mapping[int, Device], *, port: int = 0, certificate: bytes = b""
+        self, devices: Mapping[int, Device], *, port: int = 0, roots: bytes = b"", host: str = ""
     ) -> Serving:
         """Serve devices over one connection, in a thread."""
-        ticket = self.ticket(next(iter(devices)), port=port, certificate=certificate)
+        ticket = self.ticket(next(iter(devices)), port=port, roots=roots, host=host)
         client = StreamClient(ticket)
         for node, device in devices.items():
             client.add(node, self.tokens[node], device)
@@ -135,9 +150,9 @@ class Lab:
         self.closing.append(serving.error)
         return serving
 
-    def serve(self, devices: Mapping[int, Device], *, port: int = 0) -> Serving:
+    def serve(self, devices: Mapping[int, Device], *, port: int = 0, host: str = "") -> Serving:
         """Serve devices over one connection, in a thread; return when it is let in."""
-        serving = self.start(devices, port=port)
+        serving = self.start(devices, port=port, host=host)
         self.await_nodes(devices)
         return serving
 
@@ -151,21 +166,22 @@ class Lab:
         self.closing.insert(0, proxy.close)
         return proxy
 
-    def raw(self, *, tls: bool = True) -> RawStream:
+    def raw(self, first: bytes | None, *, tls: bool = True) -> RawStream:
+        """Open a stream with a first frame, or none, in its metadata."""
         address = f"127.0.0.1:{self.port}"
-        options = [("grpc.ssl_target_name_override", SERVER_NAME)] if tls else []
-        root = grpc.ssl_channel_credentials(self.certificate.certificate)
-        channel = (
-            grpc.secure_channel(address, root, options) if tls else grpc.insecure_channel(address)
-        )
-        stream = RawStream(channel)
+        if tls and self.certificate:
+            options = [("grpc.ssl_target_name_override", SERVER_NAME)]
+            root = grpc.ssl_channel_credentials(self.certificate.roots)
+            channel = grpc.secure_channel(address, root, options)
+        else:
+            channel = grpc.insecure_channel(address)
+        stream = RawStream(channel, first)
         self.closing.append(stream.close)
         return stream
 
     def raw_node(self, node: int) -> RawStream:
         """Return a raw stream that is let in as a node."""
-        stream = self.raw()
-        stream.send(self.hello(node))
+        stream = self.raw(self.hello(node))
         assert stream.read().kind is Kind.WELCOME
         self.await_nodes([node])
         return stream
@@ -278,11 +294,18 @@ MakeLab = Callable[..., Lab]
 def make_lab() -> Iterator[MakeLab]:
     labs: list[Lab] = []
 
-    def make(*nodes: int, reconnect_timeout_s: float = 5.0, max_frame_bytes: int = 10**6) -> Lab:
+    own = make_certificate()
+
+    def make(
+        *nodes: int,
+        reconnect_timeout_s: float = 5.0,
+        max_frame_bytes: int = 10**6,
+        certificate: Certificate | None = own,
+    ) -> Lab:
         settings = StreamSettings(
             reconnect_timeout_s=reconnect_timeout_s, max_frame_bytes=max_frame_bytes
         )
-        labs.append(Lab(nodes, settings))
+        labs.append(Lab(nodes, settings, certificate))
         return labs[-1]
 
     yield make

@@ -1,3 +1,5 @@
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -5,6 +7,7 @@ import torch
 
 from flower_psl import ClientError, ConfigError, CutError, ProtocolError
 from flower_psl.transport import InProcessTransport
+from flower_psl.transport.transport import DeviceGroup
 from flower_psl.wire import DescribeReply, Phase, StepId, StepReply, StepRequest
 
 
@@ -17,6 +20,8 @@ class Recorder:
 
     def describe(self) -> DescribeReply:
         return DescribeReply(client_key=None, num_examples=4, num_test_examples=0, segment={})
+
+    def prepare(self, step: StepId) -> None: ...
 
     def handle(self, request: StepRequest) -> StepReply:
         if self.error is not None:
@@ -109,3 +114,86 @@ def test_a_key_that_is_not_one_is_refused(key: Any) -> None:
         ConfigError, match=rf"client key {key!r}; a key is an integer of 0 or more"
     ):
         InProcessTransport({key: Recorder()})
+
+
+class Group:
+    """Answers together as it should, and keeps what it was asked."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.exchanges: list[list[StepRequest]] = []
+
+    def handle(self, requests: Sequence[StepRequest]) -> list[StepReply]:
+        if self.error is not None:
+            raise self.error
+        self.exchanges.append(list(requests))
+        return [StepReply(phase=request.phase, id=request.id) for request in requests]
+
+
+class Fusable(Recorder):
+    group: DeviceGroup
+    fused: Mapping[int, object]
+
+    @classmethod
+    def fuse(cls, clients: Mapping[int, object]) -> DeviceGroup:
+        cls.fused = clients
+        return cls.group
+
+
+def test_fused_clients_are_called_once_for_a_step() -> None:
+    group = Fusable.group = Group()
+    clients = {5: Fusable(), 0: Fusable(), 3: Fusable()}
+    transport = InProcessTransport(clients, fuse=True)
+    assert dict(Fusable.fused) == clients
+    requests = {5: request(5), 0: request(0)}
+    replies = transport.exchange(requests, timeout_s=1)
+    assert [(node, reply.id.client_key) for node, reply in replies.items()] == [(5, 5), (0, 0)]
+    assert group.exchanges == [[requests[5], requests[0]]]
+
+
+def test_fused_clients_evaluate_one_by_one() -> None:
+    group = Fusable.group = Group()
+    clients = {5: Fusable(), 0: Fusable()}
+    asked = {key: replace(request(key), phase=Phase.EVALUATE) for key in clients}
+    InProcessTransport(clients, fuse=True).exchange(asked, timeout_s=1)
+    assert group.exchanges == []
+    assert all(clients[key].requests == [asked[key]] for key in clients)
+
+
+def test_an_error_of_fused_clients_names_one_and_their_number() -> None:
+    Fusable.group = Group(RuntimeError("no memory"))
+    transport = InProcessTransport({4: Fusable(), 6: Fusable()}, fuse=True)
+    with pytest.raises(
+        ClientError,
+        match="client 4, round 2, step 3, fused with 1 other clients: raised RuntimeError: no mem",
+    ) as error:
+        transport.exchange({4: request(4), 6: request(6)}, timeout_s=1)
+    assert isinstance(error.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("error", [ConfigError("layer '1' draws"), ProtocolError("client 4: no")])
+def test_an_error_that_says_it_all_passes_as_it_is(error: Exception) -> None:
+    Fusable.group = Group(error)
+    with pytest.raises(type(error)) as raised:
+        InProcessTransport({4: Fusable()}, fuse=True).exchange({4: request(4)}, timeout_s=1)
+    assert raised.value is error
+
+
+def test_a_fused_reply_to_something_else_is_refused() -> None:
+    class Confused(Group):
+        def handle(self, requests: Sequence[StepRequest]) -> list[StepReply]:
+            return super().handle(requests)[::-1]
+
+    Fusable.group = Confused()
+    transport = InProcessTransport({4: Fusable(), 6: Fusable()}, fuse=True)
+    with pytest.raises(ProtocolError, match="client 4, round 2, step 3: asked for forward"):
+        transport.exchange({4: request(4), 6: request(6)}, timeout_s=1)
+
+
+def test_clients_that_cannot_be_fused_are_refused() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"client 4 is a Recorder, which cannot be fused; clients that run as one have a "
+        "method fuse, as SplitClient has. Leave out fuse_clients",
+    ):
+        InProcessTransport({4: Recorder()}, fuse=True)

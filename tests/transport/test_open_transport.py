@@ -1,18 +1,20 @@
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from flwr.app import Error, Message, MetricRecord, RecordDict
 
-from flower_psl import WaitError
+from flower_psl import ConfigError, WaitError
 from flower_psl.transport import StreamSettings, Transport
 from flower_psl.transport.open_transport import open_transport
 from flower_psl.transport.stream_client import StreamClient
 from flower_psl.transport.stream_server import StreamServer
 from flower_psl.transport.stream_ticket import TICKET, Ticket
+from flower_psl.transport.stream_tls import make_certificate
 
 if TYPE_CHECKING:
     from tests.conftest import Answer, FakeGrid
@@ -170,8 +172,8 @@ def test_the_server_stops_even_if_the_grid_is_gone(
 PROBLEMS: "dict[str, tuple[Answer, str]]" = {
     "silent": (
         silent,
-        r"1 of 2 nodes opened no stream within 0\.3 s \(\[9\]\); they must be able to reach the "
-        r"server\. Set the stream's address, or advertise the one they see\.",
+        r"1 of 2 nodes opened no stream \(9\), and for 0\.3 s none has; they must be able to "
+        r"reach the server\. Set the stream's address, or advertise the one they see\.",
     ),
     "failing": (failing, r"node 9 opened no stream: no module named grpc\."),
 }
@@ -252,3 +254,85 @@ def test_the_advertised_address_is_the_tickets(
     host, port = node.ticket.address.split(":")
     assert host == "127.0.0.1"
     assert int(port) > 0
+
+
+def test_a_users_certificate_is_in_the_ticket_with_the_name_to_check(
+    fake_grid: "type[FakeGrid]", servers: list[StreamServer], tmp_path: Path
+) -> None:
+    made, root = make_certificate(), make_certificate()
+    contents = {
+        "certificate_file": made.certificate,
+        "key_file": made.key,
+        "root_certificates_file": root.certificate,
+    }
+    files = {name: str(tmp_path / name) for name in contents}
+    for name, content in contents.items():
+        Path(files[name]).write_bytes(content)
+    tickets = []
+
+    def keep(message: Message) -> None:
+        tickets.append(Ticket.from_values(message.content.config_records[TICKET]))
+
+    grid = fake_grid({1: keep})
+    with pytest.raises(WaitError), opened(grid, "stream", connect_timeout_s=0.3, **files):
+        pass
+    assert {(ticket.certificate, ticket.server_name) for ticket in tickets} == {
+        (root.certificate.decode(), "")
+    }
+
+
+def test_files_that_cannot_be_used_are_refused_before_anything_starts(
+    fake_grid: "type[FakeGrid]", servers: list[StreamServer]
+) -> None:
+    grid = fake_grid({})
+    settings = {"certificate_file": "/no/such.crt", "key_file": "/no/such.key"}
+    with (
+        pytest.raises(ConfigError, match=r"certificate_file is '/no/such\.crt', but No such file"),
+        opened(grid, "auto", **settings),
+    ):
+        pass
+    assert (servers, grid.pushed) == ([], [])
+
+
+def test_plain_text_is_spoken_if_it_is_asked_for(
+    fake_grid: "type[FakeGrid]", servers: list[StreamServer], handler: Callable[[int], Handler]
+) -> None:
+    nodes = {1: handler(1), 2: handler(2)}
+    with opened(fake_grid({**nodes}), "stream", plain_text=True) as transport:
+        assert set(transport.describe([1, 2], 20)) == {1, 2}
+    tickets = [each.ticket for each in nodes.values() if each.ticket]
+    assert [(ticket.certificate, ticket.server_name) for ticket in tickets] == [("", "")] * 2
+
+
+def test_each_run_has_a_session_of_its_own(
+    fake_grid: "type[FakeGrid]", servers: list[StreamServer], handler: Callable[[int], Handler]
+) -> None:
+    sessions = []
+    for _ in range(2):
+        nodes = {1: handler(1), 2: handler(2)}
+        with opened(fake_grid({**nodes}), "stream", plain_text=True):
+            pass
+        sessions.append({each.ticket.session for each in nodes.values() if each.ticket})
+    assert [len(of_run) for of_run in sessions] == [1, 1]
+    assert sessions[0] != sessions[1]
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["a run", "a run that fails"])
+def test_what_was_refused_is_said_once_at_the_end(
+    fake_grid: "type[FakeGrid]",
+    servers: list[StreamServer],
+    handler: Callable[[int], Handler],
+    caplog: pytest.LogCaptureFixture,
+    fails: bool,
+) -> None:
+    with (
+        suppress(ZeroDivisionError),
+        opened(fake_grid({1: handler(1)}), "stream") as transport,
+    ):
+        assert transport.refused == {}
+        servers[0].refused.update({"wrong token": 2, "malformed frame": 1})
+        assert transport.refused == {"wrong token": 2, "malformed frame": 1}
+        _ = 1 / (not fails)
+    assert [record.getMessage() for record in caplog.records] == [
+        "refused on the stream: 1 x malformed frame, 2 x wrong token"
+    ]

@@ -1,19 +1,17 @@
 import threading
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 import torch
-from torch import Tensor
 
 from flower_psl import ClientError, ConfigError, ProtocolError, WaitError
 from flower_psl.transport.stream_client import StreamClient
 from flower_psl.transport.stream_server import StreamServer
-from flower_psl.transport.stream_ticket import StreamSettings
-from flower_psl.wire import DescribeReply, StepReply, StepRequest, frames, parts
-from flower_psl.wire.frames import Kind, Pieces
+from flower_psl.transport.stream_settings import StreamSettings
+from flower_psl.wire import DescribeReply, StepId, StepReply, StepRequest, frames, parts
+from flower_psl.wire.frames import Kind
 
 if TYPE_CHECKING:
     from tests.transport.conftest import Echo, MakeLab, Serving
@@ -73,23 +71,6 @@ def test_one_connection_serves_several_devices_and_one_that_joins(
     assert serving.client.done
 
 
-def test_the_weights_that_clients_share_are_packed_once(
-    make_lab: "MakeLab", make_echo: "type[Echo]", monkeypatch: pytest.MonkeyPatch
-) -> None:
-    packed: list[list[str]] = []
-
-    def counting(tensors: Mapping[str, Tensor]) -> Pieces:
-        packed.append(list(tensors))
-        return pack_tensors(tensors)
-
-    lab = make_lab(1, 2)
-    lab.serve({1: make_echo(1), 2: make_echo(2)})
-    pack_tensors = frames.pack_tensors
-    monkeypatch.setattr(frames, "pack_tensors", counting)
-    lab.exchange(1, 2)
-    assert packed.count(["weights/w"]) == 1
-
-
 def test_an_error_of_a_device_is_raised_at_once(
     make_lab: "MakeLab", make_echo: "type[Echo]"
 ) -> None:
@@ -118,6 +99,8 @@ def test_a_device_that_cannot_describe_itself_is_named(make_lab: "MakeLab") -> N
         def describe(self) -> DescribeReply:
             raise OSError("no disk")
 
+        def prepare(self, step: StepId) -> None: ...
+
         def handle(self, request: StepRequest) -> StepReply:
             raise NotImplementedError
 
@@ -145,11 +128,11 @@ def test_an_answer_that_is_none_names_the_node(make_lab: "MakeLab") -> None:
 
     def answer() -> None:
         sequence = stream.read().sequence
-        stream.send(frames.pack(Kind.REPLY, 1, sequence, {"compute-s": "long"}))
+        stream.send(frames.pack(Kind.REPLY, 1, sequence, {"unused": "all"}))
 
     thread = threading.Thread(target=answer)
     thread.start()
-    with pytest.raises(ProtocolError, match=r"^node 1, client 1, round 2, step 40: compute-s is"):
+    with pytest.raises(ProtocolError, match=r"^node 1, client 1, round 2, step 40: unused is"):
         lab.exchange(1)
     thread.join()
 
@@ -186,9 +169,9 @@ def test_an_answer_to_an_exchange_that_failed_is_left_out_of_the_next(
         one.send(frames.pack(Kind.ERROR, 1, one.read().sequence, {"reason": "MemoryError"}))
         with pytest.raises(ClientError, match="MemoryError"):
             failing.result(20)
+        two.read()  # the weights
         two.send(frames.pack(Kind.REPLY, 2, two.read().sequence, {}))
-        stranger = lab.raw()  # when it is refused, the server has read the reply
-        stranger.send(b"")
+        stranger = lab.raw(None)  # when it is refused, the server has read the reply
         assert stranger.end()[0] is grpc.StatusCode.UNAUTHENTICATED
         describing = pool.submit(lab.transport.describe, [2], 20)
         values = parts.description_config(make_echo(2).describe())

@@ -22,6 +22,7 @@ from flower_psl import (
     cut,
     run_in_process,
 )
+from flower_psl.client.client_cache import ClientCache
 from flower_psl.client.stream_session import KeyedClient
 from flower_psl.wire import DescribeReply, Phase, StepId, StepReply, StepRequest, parts
 
@@ -73,6 +74,8 @@ class Cutter:
     def describe(self) -> DescribeReply:
         return self._client.describe()
 
+    def prepare(self, step: StepId) -> None: ...
+
     def handle(self, request: StepRequest) -> StepReply:
         reply = self._client.handle(request)
         self.replies.append(reply)
@@ -93,7 +96,7 @@ def test_ten_broken_connections_change_no_bit(make_lab: "MakeLab") -> None:
     proxy = lab.proxy()
     moments = {2: {1, 4, 7, 11}, 5: {2, 9, 10}, 9: {3, 8, 13}}
     cutters = {
-        key: Cutter(KeyedClient(client, key), proxy.drop, moments[key])
+        key: Cutter(KeyedClient(client, key, ClientCache()), proxy.drop, moments[key])
         for key, client in make_clients().items()
     }
     for key, cutter in cutters.items():
@@ -176,6 +179,19 @@ def test_a_client_waits_until_the_server_notices_its_old_connection_to_be_dead(
             end.close()
         assert exchange.result(20) == {1: 1.0}
     assert set(lab.server.refused) == {"second connection of a node"}
+
+
+def test_a_node_whose_connection_died_without_a_word_is_let_in_again_in_time(
+    make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    """Pings find out, although nothing else tells the server."""
+    lab = make_lab(1, reconnect_timeout_s=4.0)
+    proxy = lab.proxy()
+    lab.serve({1: make_echo(1)}, port=proxy.port)
+    server_ends = proxy.drop(far=False)
+    assert lab.exchange(1) == {1: 1.0}
+    for end in server_ends:
+        end.close()
 
 
 def test_a_node_that_does_not_come_back_in_time_ends_the_step(

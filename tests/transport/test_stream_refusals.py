@@ -1,11 +1,13 @@
 """What is refused without an effect on the nodes that are served."""
 
 import secrets
+import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +15,18 @@ import grpc
 import numpy as np
 import pytest
 
+from flower_psl import WaitError
+from flower_psl.transport import stream_server
 from flower_psl.transport.stream_tls import make_certificate
 from flower_psl.wire import StepRequest, frames, parts
 from flower_psl.wire.frames import Kind
+from flower_psl.wire.tensor_table import pack_tensors
 
 if TYPE_CHECKING:
     from tests.transport.conftest import Echo, Lab, MakeLab, Serving
 
+# What opens an HTTP/2 connection, and its empty settings.
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 REFUSED = (grpc.StatusCode.UNAUTHENTICATED, "")
 
 
@@ -50,7 +57,7 @@ def during_a_step(lab: "Lab", make_echo: "type[Echo]") -> Iterator[None]:
     assert lab.exchange(1) == {1: 1.0}
 
 
-FIRST_FRAMES: dict[str, tuple[Callable[["Lab"], bytes], str]] = {
+FIRST_FRAMES: dict[str, tuple[Callable[["Lab"], bytes | None], str]] = {
     "a wrong token": (lambda lab: lab.hello(3, secrets.token_hex(32)), "wrong token"),
     "another node's token": (lambda lab: lab.hello(3, lab.tokens[1]), "wrong token"),
     "an empty token": (lambda lab: lab.hello(3, ""), "wrong token"),
@@ -63,8 +70,12 @@ FIRST_FRAMES: dict[str, tuple[Callable[["Lab"], bytes], str]] = {
     "a reply": (lambda lab: frames.pack(Kind.REPLY, 1, 1, {}), "frame of another node"),
     "random bytes": (lambda lab: np.random.default_rng(0).bytes(99), "malformed frame"),
     "no bytes": (lambda lab: b"", "malformed frame"),
-    "another version": (lambda lab: b"PSLF\x02" + lab.hello(3)[5:], "malformed frame"),
-    "an unknown kind": (lambda lab: b"PSLF\x01\x63" + lab.hello(3)[6:], "malformed frame"),
+    "nothing": (lambda lab: None, "malformed frame"),
+    "another version": (lambda lab: b"PSLF\x00" + lab.hello(3)[5:], "malformed frame"),
+    "an unknown kind": (
+        lambda lab: lab.hello(3)[:5] + b"\x63" + lab.hello(3)[6:],
+        "malformed frame",
+    ),
     "a frame cut off": (lambda lab: lab.hello(3)[:-1], "malformed frame"),
     "a frame grown": (lambda lab: lab.hello(3) + b"}", "malformed frame"),
 }
@@ -76,12 +87,80 @@ def test_a_stream_that_is_not_let_in_ends_alike_for_every_reason(
 ) -> None:
     make_frame, reason = FIRST_FRAMES[name]
     with during_a_step(lab, make_echo):
-        stream = lab.raw()
+        stream = lab.raw(make_frame(lab))
         # Its real token comes too late, after what was refused.
-        stream.send(make_frame(lab), lab.hello(3))
+        stream.send(lab.hello(3))
         assert stream.end() == REFUSED
     assert lab.server.refused == Counter({reason: 1})
     assert lab.transport.nodes() == [1]
+
+
+def test_nothing_is_read_of_a_stream_that_is_not_let_in(make_lab: "MakeLab") -> None:
+    """Else it would end because of its long frame, and be a way to fill the memory."""
+    lab = make_lab(1, max_frame_bytes=10_000)
+    for first in (None, lab.hello(1, "guess")):
+        stream = lab.raw(first)
+        stream.send(bytes(1_000_000))
+        assert stream.end() == REFUSED
+    assert lab.server.refused == Counter({"malformed frame": 1, "wrong token": 1})
+
+
+@pytest.mark.parametrize("idle", ["during the handshake", "after it"])
+def test_whoever_opens_no_stream_is_disconnected(
+    monkeypatch: pytest.MonkeyPatch, make_lab: "MakeLab", idle: str
+) -> None:
+    monkeypatch.setattr(stream_server, "_STRANGERS_PATIENCE_MS", 200)
+    address = ("127.0.0.1", make_lab(1).port)
+    with socket.create_connection(address, timeout=20) as connection:
+        if idle == "after it":
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            context.set_alpn_protocols(["h2"])
+            with context.wrap_socket(connection) as encrypted:
+                encrypted.sendall(HTTP2_PREFACE)
+                while encrypted.recv(4096):
+                    pass
+        else:
+            assert connection.recv(4096) == b""
+
+
+def test_connections_are_as_many_as_the_nodes_may_need(
+    monkeypatch: pytest.MonkeyPatch, make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    monkeypatch.setattr(stream_server, "_SPARE_CONNECTIONS", 1)
+    lab = make_lab(1)
+    lab.serve({1: make_echo(1)})
+    with ExitStack() as connections:
+        for _ in range(20):
+            each = socket.create_connection(("127.0.0.1", lab.port), timeout=20)
+            connections.enter_context(each)
+        assert each.recv(1) == b""
+        assert lab.exchange(1) == {1: 1.0}
+
+
+def test_a_bad_hello_does_not_end_a_connection_that_serves_others(lab: "Lab") -> None:
+    stream = lab.raw_node(1)
+    stream.send(lab.hello(2, "guess"), lab.hello(9, "guess"), lab.hello(1), lab.hello(3))
+    assert stream.read()[:2] == (Kind.WELCOME, 3)
+    lab.await_nodes([3])
+    assert lab.transport.nodes() == [1, 3]
+    assert lab.transport.refused == {"wrong token": 2, "second connection of a node": 1}
+
+
+def test_a_late_answer_is_no_refusal_but_its_repetition_is(
+    lab: "Lab", make_echo: "type[Echo]"
+) -> None:
+    stream = lab.raw_node(2)
+    with pytest.raises(WaitError, match="no reply within 0 s"):
+        lab.transport.describe([2], timeout_s=0)
+    late = frames.pack(Kind.ERROR, 2, stream.read().sequence, {"reason": "slow"})
+    with ThreadPoolExecutor(1) as pool:
+        describing = pool.submit(lab.transport.describe, [2], 20)
+        values = parts.description_config(make_echo(2).describe())
+        sequence = stream.read().sequence
+        stream.send(late, late, frames.pack(Kind.DESCRIPTION, 2, sequence, values))
+        assert describing.result(20)[2].client_key == 2
+    assert lab.transport.refused == {"frame for another request": 1}
 
 
 def test_a_token_of_an_earlier_server_is_refused(
@@ -89,19 +168,16 @@ def test_a_token_of_an_earlier_server_is_refused(
 ) -> None:
     earlier, lab = make_lab(1, 3), make_lab(1, 3)
     with during_a_step(lab, make_echo):
-        stream = lab.raw()
-        stream.send(lab.hello(3, earlier.tokens[3]))
+        stream = lab.raw(lab.hello(3, earlier.tokens[3]))
         assert stream.end() == REFUSED
     assert lab.server.refused == Counter({"wrong token": 1})
 
 
 def test_a_token_is_good_for_a_goodbye_when_the_run_has_ended(lab: "Lab") -> None:
     lab.server.goodbye()
-    stream = lab.raw()
-    stream.send(lab.hello(1))
+    stream = lab.raw(lab.hello(1))
     assert stream.read()[:2] == (Kind.GOODBYE, 1)
-    stream = lab.raw()
-    stream.send(lab.hello(3, lab.tokens[1]))
+    stream = lab.raw(lab.hello(3, lab.tokens[1]))
     assert stream.end() == REFUSED
     assert lab.transport.nodes() == []
 
@@ -152,8 +228,7 @@ def test_a_frame_of_a_node_that_was_let_in_is_left_out(
 
 def test_plain_text_is_refused(lab: "Lab", make_echo: "type[Echo]") -> None:
     with during_a_step(lab, make_echo):
-        stream = lab.raw(tls=False)
-        stream.send(lab.hello(3))
+        stream = lab.raw(lab.hello(3), tls=False)
         assert stream.end()[0] is grpc.StatusCode.UNAVAILABLE
     assert lab.transport.nodes() == [1]
 
@@ -163,7 +238,7 @@ def test_a_client_with_another_root_does_not_talk_to_the_server(
 ) -> None:
     lab = make_lab(1, 3, reconnect_timeout_s=0.3)
     with during_a_step(lab, make_echo):
-        serving = lab.start({3: make_echo(3)}, certificate=make_certificate().certificate)
+        serving = lab.start({3: make_echo(3)}, roots=make_certificate().roots)
         error = serving.error()
         assert isinstance(error, ConnectionError)
         assert "CERTIFICATE_VERIFY_FAILED" in str(error)
@@ -217,7 +292,7 @@ def test_ten_thousand_mutated_frames_change_nothing(lab: "Lab", make_echo: "type
     with ThreadPoolExecutor(1) as pool:  # an answer, to be sure that all of them were read
         exchange = pool.submit(lab.exchange, 2)
         reply = make_echo(2).handle(lab.requests(2)[2])
-        tensors = frames.pack_tensors(parts.reply_tensors(reply))
+        tensors = pack_tensors(parts.reply_tensors(reply))
         sequence = stream.read().sequence
         stream.send(frames.pack(Kind.REPLY, 2, sequence, parts.reply_config(reply), tensors))
         assert exchange.result(20) == {2: 2.0}
@@ -231,10 +306,9 @@ def test_mutated_first_frames_all_end_alike(lab: "Lab", make_echo: "type[Echo]")
     hello = bytearray(lab.hello(3, secrets.token_hex(32)))
     with during_a_step(lab, make_echo):
         for _ in range(300):
-            stream = lab.raw()
             data = hello.copy()
             data[draws.integers(len(data))] ^= 1 << int(draws.integers(8))
-            stream.send(bytes(data))
+            stream = lab.raw(bytes(data))
             assert stream.end() == REFUSED
             stream.close()
     assert lab.server.refused.total() == 300

@@ -1,14 +1,13 @@
-import re
-from typing import Any
-
 import pytest
 
-from flower_psl import ConfigError, ProtocolError
-from flower_psl.transport.stream_ticket import StreamSettings, Ticket, check_length
+from flower_psl import ProtocolError
+from flower_psl.transport.stream_ticket import Ticket, channel_options, check_length
 
 TICKET = Ticket(
     address="10.0.0.1:9200",
+    session="a1b2",
     certificate="-----BEGIN CERTIFICATE-----",
+    server_name="flower-psl",
     token="5ec7e7",
     reconnect_timeout_s=30.0,
     max_frame_bytes=1000,
@@ -43,43 +42,33 @@ def test_a_ticket_with_another_type_is_refused_by_name(name: str, value: object)
 def test_a_ticket_of_another_protocol_is_refused() -> None:
     values = {**TICKET.to_values(), "version": 99}
     with pytest.raises(
-        ProtocolError, match=r"protocol 99 .*this side speaks 1. Install the same flower-psl"
+        ProtocolError, match=r"protocol 99 .*this side speaks 2. Install the same flower-psl"
     ):
         Ticket.from_values(values)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:0", "0.0.0.0:9200", "[::]:9200", "host:1"])
-def test_addresses_are_host_and_port(address: str) -> None:
-    assert StreamSettings(address=address, advertise=address).address == address
+@pytest.mark.parametrize("address", ["10.0.0.1:9200", "server.example:9200", "0.0.0.0:9200"])
+def test_a_ticket_for_plain_text_to_another_machine_is_refused(address: str) -> None:
+    plain = {**TICKET.to_values(), "certificate": "", "server_name": ""}
+    with pytest.raises(
+        ProtocolError, match=f"plain text to '{address}'; plain text stays on one .* Leave plain_t"
+    ):
+        Ticket.from_values({**plain, "address": address})
+    assert Ticket.from_values({**plain, "address": "127.0.0.1:9200"}).certificate == ""
 
 
-@pytest.mark.parametrize("name", ["address", "advertise"])
-@pytest.mark.parametrize("value", ["localhost", ":9200", "host:", "host:ssh", "host:-1"])
-def test_an_address_that_is_none_is_refused(name: str, value: str) -> None:
-    settings: dict[str, Any] = {name: value}
-    with pytest.raises(ConfigError, match=f"{name} is {value!r}; it is host:port, such as"):
-        StreamSettings(**settings)
-
-
-def test_only_the_advertised_address_may_be_empty() -> None:
-    assert StreamSettings().advertise == ""
-    with pytest.raises(ConfigError, match="address is ''; it is host:port"):
-        StreamSettings(address="")
-
-
-@pytest.mark.parametrize("name", ["connect_timeout_s", "reconnect_timeout_s"])
-@pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan")])
-def test_a_bound_that_is_none_is_refused(name: str, value: float) -> None:
-    settings: dict[str, Any] = {name: value}
-    with pytest.raises(ConfigError, match=f"{name} is {value!r}; it is a finite number above 0"):
-        StreamSettings(**settings)
-
-
-@pytest.mark.parametrize("value", [0, -1, 1e6, 2**31, "1000"])
-def test_a_frame_size_that_is_none_is_refused(value: Any) -> None:
-    reason = f"max_frame_bytes is {value!r}; it is an integer from 1 to 2147483647"
-    with pytest.raises(ConfigError, match=re.escape(reason)):
-        StreamSettings(max_frame_bytes=value)
+@pytest.mark.parametrize(
+    ("reconnect_timeout_s", "interval_ms"), [(3600, 10_000), (30, 7_500), (8, 2_000), (0.3, 1_000)]
+)
+def test_a_dead_peer_is_noticed_in_half_of_the_time_it_has_to_come_back(
+    reconnect_timeout_s: float, interval_ms: int
+) -> None:
+    options = dict(channel_options(reconnect_timeout_s, max_frame_bytes=1000))
+    for name in ("keepalive_time_ms", "keepalive_timeout_ms", "http2.ping_timeout_ms"):
+        assert options[f"grpc.{name}"] == interval_ms
+    # Else the server would end a connection for its pings.
+    assert options["grpc.http2.min_ping_interval_without_data_ms"] < interval_ms
+    assert options["grpc.max_receive_message_length"] == 1000
 
 
 def test_a_frame_that_is_too_long_is_not_sent() -> None:

@@ -2,7 +2,7 @@ from typing import TYPE_CHECKING
 
 from flower_psl.transport import InProcessTransport, Transport
 from flower_psl.transport.flower_messages import FlowerMessageTransport
-from flower_psl.wire import DescribeReply, StepReply, StepRequest
+from flower_psl.wire import DescribeReply, StepId, StepReply, StepRequest
 
 if TYPE_CHECKING:
     from tests.conftest import FakeGrid
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 class Idle:
     def describe(self) -> DescribeReply:
         raise NotImplementedError
+
+    def prepare(self, step: StepId) -> None: ...
 
     def handle(self, request: StepRequest) -> StepReply:
         raise NotImplementedError

@@ -16,10 +16,10 @@ from flower_psl.wire import (
     StepRequest,
     encode_batch,
     encode_parameters,
-    frames,
     parts,
     records,
 )
+from flower_psl.wire.tensor_table import pack_tensors, unpack_tensors
 
 ID = StepId(seed=7, server_round=2, plan=0, step=40, client_key=3, start=16, batch_size=4)
 GRADIENT = torch.rand(4, 3, 8, 8)
@@ -67,7 +67,7 @@ def over_frames(sent: StepRequest) -> StepRequest:
 
 
 def framed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return frames.unpack_tensors(memoryview(b"".join(frames.pack_tensors(tensors))))
+    return unpack_tensors(memoryview(b"".join(pack_tensors(tensors))))
 
 
 def assert_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:

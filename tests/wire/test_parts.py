@@ -193,5 +193,5 @@ def test_a_segment_that_is_not_a_table_is_refused(segment: str | None) -> None:
 
 
 def test_a_description_of_another_version_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="the device speaks protocol 2"):
-        parts.description_of(description_values(version=2))
+    with pytest.raises(ProtocolError, match="the device speaks protocol 1"):
+        parts.description_of(description_values(version=1))

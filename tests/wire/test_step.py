@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -166,3 +167,9 @@ def test_gradients_that_are_not_the_parameters_are_refused(
 ) -> None:
     with pytest.raises(ProtocolError, match=WHERE + ".*" + text):
         check_gradients(backward_reply(gradients), {"a": torch.zeros(2, 3)})
+
+
+def test_a_client_was_waited_for_as_long_as_the_exchange_took_or_else_as_it_worked() -> None:
+    reply = StepReply(phase=Phase.BACKWARD, id=ID, compute_s=2.0, encode_s=0.5)
+    assert (reply.busy_s, reply.elapsed_s) == (2.5, 2.5)
+    assert replace(reply, exchange_s=4.0).elapsed_s == 4.0

@@ -139,6 +139,9 @@ def test_payload_counts_elements_not_headers() -> None:
         (torch.tensor([2**62]), True),
         (torch.tensor([True]), True),
         (torch.empty(0), True),
+        (torch.tensor([3e38, 3e38]), True),
+        (torch.tensor([3e38, 3e38, torch.nan]), False),
+        (torch.tensor([torch.inf, -torch.inf]), False),
     ],
 )
 def test_finiteness(tensor: Tensor, finite: bool) -> None:

@@ -1,0 +1,180 @@
+"""Asking nodes, by Flower messages, to open their streams."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import zip_longest
+
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from flower_psl.transport.polling import poll_delays
+from flower_psl.transport.stream import StreamTransport
+from flower_psl.transport.stream_ticket import SESSION, TICKET, Ticket
+
+_LOG = logging.getLogger("flwr.psl")
+
+# A held session message is answered when the run ends, which may take days.
+_TTL_S = 30 * 24 * 3600.0
+
+# Nodes that have their ticket and have not connected. A simulation looks through all
+# messages that wait for each of its nodes, several times a second: a thousand messages at
+# once would take it minutes.
+_MOST_ON_THEIR_WAY = 128
+
+# How long a simulation's other processes may take to start before one gets more than its
+# share of the nodes.
+_PATIENCE_S = 10.0
+
+_ANSWER = "psl-session"
+_LEFT_TO_OTHERS = "left-to-others"
+
+
+def session_answer(num_requests: int = 0, *, left_to_others: bool = False) -> RecordDict:
+    """Return what a node answers when its session has ended, or goes on in the background.
+
+    Parameters
+    ----------
+    num_requests : int
+        How many requests it has answered.
+    left_to_others : bool
+        Whether it opened no stream, because its process has its share of the nodes.
+    """
+    return RecordDict(
+        {
+            _ANSWER: MetricRecord(
+                {"num-requests": num_requests, _LEFT_TO_OTHERS: int(left_to_others)}
+            )
+        }
+    )
+
+
+class FlowerSessions:
+    """The session messages of a run: one a node, answered when its session ends.
+
+    In a simulation a node answers at once, and serves on from a thread of the process that
+    got its message. Flower gives most messages to whichever process is fastest; one that
+    serves its share of the nodes leaves further ones to the others, and these nodes are
+    asked again.
+
+    Parameters
+    ----------
+    grid : Grid
+        The grid of a running ServerApp.
+    tickets : mapping of int to Ticket
+        What each node needs to connect.
+    """
+
+    def __init__(self, grid: Grid, tickets: Mapping[int, Ticket]) -> None:
+        self._grid = grid
+        self._tickets = tickets
+        self._to_ask = deque(tickets)
+        self._asked: dict[str, int] = {}
+        self._failures: dict[int, str] = {}
+
+    def open(self, stream: StreamTransport, timeout_s: float) -> str:
+        """Let all nodes connect.
+
+        Parameters
+        ----------
+        stream : StreamTransport
+            What they connect to.
+        timeout_s : float
+            Bound on the wait for the next node, in seconds.
+
+        Returns
+        -------
+        str
+            Why a node did not connect; empty if all did.
+        """
+        missing = set(self._tickets)
+        last_came = time.monotonic()
+        delays = poll_delays()
+        while missing:
+            self._look()
+            if self._failures:
+                node, reason = next(iter(self._failures.items()))
+                return f"node {node} opened no stream: {reason}."
+            waited_s = time.monotonic() - last_came
+            if waited_s >= timeout_s:
+                return _nobody_came(missing, len(self._tickets), timeout_s)
+            on_their_way = len(missing) - len(self._to_ask)
+            self._ask(_MOST_ON_THEIR_WAY - on_their_way, insist=waited_s >= _PATIENCE_S)
+            if stream.await_node(next(delays)):
+                while stream.await_node(0.0):
+                    pass
+                missing.difference_update(stream.nodes())
+                last_came = time.monotonic()
+                delays = poll_delays()
+        return ""
+
+    def await_ends(self, timeout_s: float) -> None:
+        """Wait until every node has answered, so that it is free for other messages."""
+        deadline = time.monotonic() + timeout_s
+        delays = poll_delays()
+        self._look()
+        while self._asked and time.monotonic() < deadline:
+            time.sleep(next(delays))
+            self._look()
+        if self._asked:
+            _LOG.warning(
+                "nodes %s have not ended their sessions within %g s; they will when they notice "
+                "that the server is gone",
+                sorted(self._asked.values()),
+                timeout_s,
+            )
+
+    def _ask(self, at_most: int, *, insist: bool) -> None:
+        """Send nodes their tickets; with `insist`, whoever gets one must serve the node."""
+        nodes = [self._to_ask.popleft() for _ in range(min(at_most, len(self._to_ask)))]
+        if not nodes:
+            return
+        tickets = [self._tickets[node] for node in nodes]
+        messages = [
+            Message(
+                RecordDict({TICKET: ConfigRecord({**_values(ticket, insist)})}),
+                node,
+                SESSION,
+                ttl=_TTL_S,
+            )
+            for node, ticket in zip(nodes, tickets, strict=True)
+        ]
+        # Flower answers with None, or with nothing, where it does not take a message.
+        for node, identifier in zip_longest(nodes, self._grid.push_messages(messages)):
+            if identifier is None:
+                self._failures[node] = "the SuperLink did not take its session message"
+            else:
+                self._asked[identifier] = node
+
+    def _look(self) -> None:
+        """Take the answers that are there."""
+        if not self._asked:
+            return
+        for answer in self._grid.pull_messages(list(self._asked)):
+            node = self._asked.pop(answer.metadata.reply_to_message_id, None)
+            if node is None:
+                continue
+            if answer.has_error():
+                self._failures[node] = str(answer.error.reason).strip()
+            elif _is_left_to_others(answer):
+                self._to_ask.append(node)
+
+
+def _is_left_to_others(answer: Message) -> bool:
+    metrics = answer.content.metric_records.get(_ANSWER)
+    return metrics is not None and bool(metrics.get(_LEFT_TO_OTHERS))
+
+
+def _values(ticket: Ticket, insist: bool) -> dict[str, int | float | str]:
+    return replace(ticket, num_nodes=0 if insist else ticket.num_nodes).to_values()
+
+
+def _nobody_came(missing: set[int], num_nodes: int, timeout_s: float) -> str:
+    named = ", ".join(str(node) for node in sorted(missing)[:3])
+    return (
+        f"{len(missing)} of {num_nodes} nodes opened no stream ({named}"
+        f"{', ...' if len(missing) > 3 else ''}), and for {timeout_s:g} s none has; they must be "
+        "able to reach the server. Set the stream's address, or advertise the one they see."
+    )

@@ -1,0 +1,168 @@
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from flwr.app import Message, RecordDict
+
+from flower_psl.transport import flower_sessions
+from flower_psl.transport.flower_sessions import FlowerSessions, session_answer
+from flower_psl.transport.stream import StreamTransport
+from flower_psl.transport.stream_ticket import TICKET, Ticket
+
+if TYPE_CHECKING:
+    from tests.conftest import FakeGrid, FakeTime
+
+TIMEOUT_S = 60.0
+
+
+class FakeStream(StreamTransport):
+    """A stream to which nodes come by a script: at each wait, those that it yields next."""
+
+    def __init__(self, clock: "FakeTime", coming: Iterable[Iterable[int]]) -> None:
+        self._clock = clock
+        self._coming: Iterator[Iterable[int]] = iter(coming)
+        self._came: set[int] = set()
+
+    def nodes(self) -> list[int]:
+        return sorted(self._came)
+
+    def await_node(self, timeout_s: float) -> bool:
+        self._clock.now_s += timeout_s
+        new = set(next(self._coming, ())) - self._came if timeout_s else set()
+        self._came |= new
+        return bool(new)
+
+
+@pytest.fixture
+def clock(fake_time: "FakeTime", monkeypatch: pytest.MonkeyPatch) -> "FakeTime":
+    monkeypatch.setattr(flower_sessions, "time", fake_time)
+    return fake_time
+
+
+def tickets(nodes: Iterable[int]) -> dict[int, Ticket]:
+    names = list(nodes)
+    return {
+        node: Ticket(
+            address="127.0.0.1:1",
+            session="s",
+            certificate="c",
+            server_name="",
+            token=f"token {node}",
+            reconnect_timeout_s=1.0,
+            max_frame_bytes=1000,
+            num_nodes=len(names),
+        )
+        for node in names
+    }
+
+
+def ticket_of(message: Message) -> Ticket:
+    return Ticket.from_values(message.content.config_records[TICKET])
+
+
+def silent(message: Message) -> None:
+    return None
+
+
+def left_to_others(times: int) -> Callable[[Message], Message]:
+    """Return a node that is left to others some times, and then answers as one that serves."""
+    left = iter([True] * times)
+    return lambda message: Message(
+        session_answer(left_to_others=next(left, False)), reply_to=message
+    )
+
+
+def test_every_node_gets_its_own_ticket(fake_grid: "type[FakeGrid]", clock: "FakeTime") -> None:
+    grid = fake_grid({1: silent, 2: silent})
+    expected = tickets([1, 2])
+    assert FlowerSessions(grid, expected).open(FakeStream(clock, [[1, 2]]), TIMEOUT_S) == ""
+    assert {m.metadata.dst_node_id: ticket_of(m) for m in grid.pushed} == expected
+    assert {m.metadata.message_type for m in grid.pushed} == {"train.psl_session"}
+
+
+def test_a_bounded_number_of_nodes_is_on_its_way(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    nodes = range(300)
+    grid = fake_grid(dict.fromkeys(nodes, silent))
+    on_their_way: list[int] = []
+
+    def come() -> Iterator[list[int]]:
+        """Let half of those come that are on their way."""
+        came: set[int] = set()
+        while len(came) < len(nodes):
+            asked = {message.metadata.dst_node_id for message in grid.pushed} - came
+            on_their_way.append(len(asked))
+            new = sorted(asked)[: (len(asked) + 1) // 2]
+            came |= set(new)
+            yield new
+
+    assert FlowerSessions(grid, tickets(nodes)).open(FakeStream(clock, come()), TIMEOUT_S) == ""
+    assert max(on_their_way) == on_their_way[0] == 128
+    assert on_their_way[1] == 128
+    assert Counter(message.metadata.dst_node_id for message in grid.pushed) == Counter(nodes)
+
+
+def test_a_node_that_was_left_to_others_is_asked_again(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    grid = fake_grid({1: silent, 2: left_to_others(times=2)})
+    stream = FakeStream(clock, [[], [1], [], [2]])
+    assert FlowerSessions(grid, tickets([1, 2])).open(stream, TIMEOUT_S) == ""
+    asked = [m for m in grid.pushed if m.metadata.dst_node_id == 2]
+    assert len(asked) == 3
+    assert {ticket_of(message).num_nodes for message in asked} == {2}
+
+
+def test_nobody_may_leave_a_node_to_others_for_long(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    grid = fake_grid({1: left_to_others(times=10**6)})
+    started_s = clock.now_s
+
+    def come() -> Iterator[list[int]]:
+        while ticket_of(grid.pushed[-1]).num_nodes:
+            yield []
+        yield [1]
+
+    assert FlowerSessions(grid, tickets([1])).open(FakeStream(clock, come()), TIMEOUT_S) == ""
+    assert clock.now_s - started_s == pytest.approx(10.0, abs=0.6)
+
+
+def test_the_bound_is_that_of_the_next_node(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    grid = fake_grid(dict.fromkeys(range(5), silent))
+    started_s = clock.now_s
+
+    def come() -> Iterator[list[int]]:
+        for node in range(4):
+            came_s = clock.now_s
+            while clock.now_s < came_s + 0.9 * TIMEOUT_S:
+                yield []
+            yield [node]
+
+    problem = FlowerSessions(grid, tickets(range(5))).open(FakeStream(clock, come()), TIMEOUT_S)
+    assert problem == (
+        "1 of 5 nodes opened no stream (4), and for 60 s none has; they must be able to reach "
+        "the server. Set the stream's address, or advertise the one they see."
+    )
+    assert clock.now_s - started_s > 4 * TIMEOUT_S
+
+
+def test_three_of_many_missing_nodes_are_named(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    grid = fake_grid(dict.fromkeys(range(5), silent))
+    problem = FlowerSessions(grid, tickets(range(5))).open(FakeStream(clock, []), TIMEOUT_S)
+    assert problem.startswith("5 of 5 nodes opened no stream (0, 1, 2, ...), and for 60 s")
+
+
+def test_an_answer_of_another_kind_is_no_reason_to_ask_again(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    grid = fake_grid({1: lambda message: Message(RecordDict(), reply_to=message)})
+    stream = FakeStream(clock, [[], [], [1]])
+    assert FlowerSessions(grid, tickets([1])).open(stream, TIMEOUT_S) == ""
+    assert len(grid.pushed) == 1
