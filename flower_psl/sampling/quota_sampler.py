@@ -112,6 +112,11 @@ class QuotaSampler(Sampler):
             ) from error
         return schedule.starting_at({key: starts[key] for key in schedule.client_keys})
 
+    def details(self, num_examples: Mapping[int, int]) -> dict[str, object]:
+        """Return the inner sampler's details, and each client's weight in the objective."""
+        weights = {str(key): weight for key, weight in self.client_weights(num_examples).items()}
+        return {**self.sampler.details(num_examples), "client_weights": weights}
+
     def client_weights(self, num_examples: Mapping[int, int]) -> dict[int, float]:
         """Return each client's weight in the objective: its share of the examples used.
 

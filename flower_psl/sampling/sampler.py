@@ -45,3 +45,18 @@ class Sampler(ABC):
         ConfigError
             If the numbers are invalid, nobody has data, or the data cannot fill a batch.
         """
+
+    def details(self, num_examples: Mapping[int, int]) -> dict[str, object]:
+        """Return what the records of a run must say of the sampler beside its name.
+
+        Parameters
+        ----------
+        num_examples : Mapping[int, int]
+            Client key to number of examples.
+
+        Returns
+        -------
+        dict of str to object
+            Ready for ``json.dumps``; empty unless a sampler says otherwise.
+        """
+        return {}

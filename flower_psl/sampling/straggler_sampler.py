@@ -120,6 +120,12 @@ class StragglerSampler(Sampler):
         limit = self.slow_factor * float(np.median(list(fixed.values())))
         return frozenset(key for key, seconds in fixed.items() if seconds > limit)
 
+    def details(self, num_examples: Mapping[int, int]) -> dict[str, object]:
+        """Return who is slow, the share of the steps, and the costs, if it has any."""
+        costs = {} if self.cost is None else {"costs": self.cost.to_json()}
+        slow = sorted(self.slow_clients(num_examples))
+        return {"participation": self.participation, "slow_clients": slow, **costs}
+
     def schedule(self, num_examples: Mapping[int, int], server_round: int) -> BatchSchedule:
         """Draw the schedule of one round; see `Sampler.schedule`.
 
