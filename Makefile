@@ -5,7 +5,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test check bench figures clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,11 @@ test: check ## Format, lint, types and all tests.
 
 bench: install ## Seconds a step against the plain PyTorch loop; into runs/bench.json.
 	@$(BIN)/python -m simulations bench --out $(CURDIR)/runs/bench.json
+
+figures: install ## Every experiment in its quick form; tables and pictures in runs/figures.
+	@for name in accuracy deviation overhead scale steps stragglers; do \
+		$(BIN)/python -m simulations $$name --quick --out $(CURDIR)/runs/figures/$$name || exit; \
+	done
 
 clean: ## Remove what the targets made.
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,51 +1,91 @@
-"""Seconds a step against the plain PyTorch loop on the same global batches."""
+"""Split training against the plain PyTorch loop on the same global batches."""
 
 import json
 import logging
-import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
-from flwr.app import ArrayRecord
-from torch.nn import functional
 
-from flower_psl import run_in_process
-from simulations.bench_app import workload
+from simulations.bench_app.workloads import WIDE_BATCHES
+from simulations.bench_row import BenchRow, row_of, throughput
+from simulations.bench_run import BenchRun, Measurement, RunApp, measure
+from simulations.bench_table import report
 from simulations.flower_deployment import FlowerDeployment
 from simulations.flower_simulation import FlowerSimulation
 
-_NUM_RUNS = 7
-_TIMEOUT_S = 600.0
 _APP = Path(__file__).parent
+_NUM_ACTORS = 2
+_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One row of the benchmark: medians, in seconds a step.
+class Venue:
+    """Where runs are made, one after the other.
 
     Attributes
     ----------
-    name : str
-        What was measured.
-    ours_s, reference_s, ratio : float
-        A step of split training, of the plain loop, and their ratio.
-    runs : int
-        How many figures the medians are of: alternating runs, or steps of one run.
+    place : {"in-process", "simulation", "deployment"}
+        Function calls; devices on two actors; or SuperNodes on this machine, with TLS and
+        SuperNode authentication.
+    num_clients : int
+        Devices.
+    runs : tuple of BenchRun
+        The runs.
     """
 
-    name: str
-    ours_s: float
-    reference_s: float
-    ratio: float
-    runs: int
+    place: Literal["in-process", "simulation", "deployment"]
+    num_clients: int
+    runs: tuple[BenchRun, ...]
 
 
-def bench(out: Path) -> list[Comparison]:
+THROUGHPUT = "throughput"
+
+VENUES = (
+    Venue(
+        "in-process", 10, (BenchRun("in-process-step", "cnn", "in-process", 4, 10, quick=True),)
+    ),
+    Venue(
+        "simulation",
+        10,
+        (
+            BenchRun("simulation-messages-step", "cnn", "messages", 3, 10),
+            BenchRun("simulation-stream-step", "cnn", "stream", 4, 10, quick=True),
+            BenchRun("simulation-messages-light-step", "light", "messages", 3, 10),
+            BenchRun("simulation-stream-light-step", "light", "stream", 10, 20),
+        ),
+    ),
+    Venue(
+        "deployment",
+        2,
+        (
+            BenchRun("deployment-messages-step", "cnn", "messages", 3, 1),
+            BenchRun("deployment-stream-step", "cnn", "stream", 4, 10, quick=True),
+            BenchRun("deployment-messages-light-step", "light", "messages", 3, 1),
+            BenchRun("deployment-stream-light-step", "light", "stream", 10, 20, quick=True),
+            BenchRun("deployment-stream-2-peers-step", "peer", "stream", 8, 20),
+            BenchRun(THROUGHPUT, "throughput", "stream", 6, len(WIDE_BATCHES), quick=True),
+        ),
+    ),
+    Venue(
+        "simulation",
+        200,
+        (BenchRun("simulation-stream-200-clients-step", "many", "stream", 2, 10),),
+    ),
+    Venue(
+        "deployment",
+        8,
+        (BenchRun("deployment-stream-8-peers-step", "peer", "stream", 6, 10),),
+    ),
+)
+
+
+def bench(out: Path, *, quick: bool = False) -> str:
     """Measure, and write what was measured.
 
     Every process computes with one torch thread.
@@ -53,129 +93,88 @@ def bench(out: Path) -> list[Comparison]:
     Parameters
     ----------
     out : Path
-        The JSON file: a list of comparisons.
+        The JSON file: a list of rows, each as `BenchRow` describes it.
+    quick : bool
+        Leave out whatever goes over messages, and most else.
+
+    Returns
+    -------
+    str
+        The rows as Markdown tables.
+
+    Raises
+    ------
+    RuntimeError
+        If a run fails.
     """
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    comparisons = [in_process_step(), *simulation_steps(), *deployment_steps()]
+    rows = rows_of(dict(_measurements(quick)))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps([asdict(row) for row in comparisons], indent=2) + "\n")
-    return comparisons
+    out.write_text(json.dumps([asdict(each) for each in rows], indent=2) + "\n")
+    return report(rows)
 
 
-def in_process_step() -> Comparison:
-    """Compare a whole in-process run of ten clients with a whole plain loop, in turns."""
-    num_clients = 10
-    clients = {key: workload.build_client(key) for key in range(num_clients)}
-    arrays = ArrayRecord(workload.build_model().state_dict())
+def rows_of(measured: dict[str, Measurement]) -> list[BenchRow]:
+    """Return the rows of all runs, those of the throughput run by batch size.
 
-    def ours() -> None:
-        run_in_process(workload.build_strategy(), clients, arrays, num_rounds=1)
-
-    steps = len(_schedule(num_clients))
-    ours_s, reference_s = _alternate(ours, plain_loop(num_clients), steps)
-    return _compare("in-process-step", ours_s, reference_s)
-
-
-def simulation_steps() -> Iterator[Comparison]:
-    """Compare a step of ten simulated devices, on two actors, with the plain loop's."""
-    num_clients = 10
-    reference_s = _reference(num_clients)
-    with FlowerSimulation(_APP) as simulation:
-        for transport in ("messages", "stream"):
-            ours_s = _steps_of(
-                partial(simulation.run, num_supernodes=num_clients, num_actors=2),
-                {"transport": transport, "steps-per-round": 30, "num-clients": num_clients},
-            )
-            yield _compare(f"simulation-{transport}-step", ours_s, reference_s)
-
-
-def deployment_steps() -> Iterator[Comparison]:
-    """Compare a step of two SuperNodes on this machine, with TLS, with the plain loop's."""
-    num_clients = 2
-    reference_s = _reference(num_clients)
-    with FlowerDeployment(_APP, num_clients) as deployment:
-        for transport, steps in (("messages", 4), ("stream", 8)):
-            ours_s = _steps_of(
-                deployment.run,
-                {"transport": transport, "steps-per-round": steps, "num-clients": num_clients},
-            )
-            yield _compare(f"deployment-{transport}-step", ours_s, reference_s)
-
-
-def _steps_of(
-    run: Callable[..., tuple[str, str]], run_config: dict[str, int | str]
-) -> list[float]:
-    """Return the seconds of each step of a run but for the first, which makes the clients."""
-    with tempfile.TemporaryDirectory() as folder:
-        status, log = run(run_config | {"out": folder}, timeout_s=_TIMEOUT_S, quiet=True)
-        if status != "finished:completed":
-            raise RuntimeError(f"the run ended as {status}:\n{log}")
-        lines = (Path(folder) / "steps.jsonl").read_text().splitlines()
-    return [json.loads(line)["seconds"]["total"] for line in lines[1:]]
-
-
-def _reference(num_clients: int) -> list[float]:
-    loop = plain_loop(num_clients)
-    loop()
-    return [_timed(loop) / len(_schedule(num_clients)) for _ in range(_NUM_RUNS)]
-
-
-def plain_loop(num_clients: int) -> Callable[[], None]:
-    """Return centralized training on GPSL's global batches, one round of it.
-
-    Which examples of a client come first makes no difference to the time, so each gives
-    them in their own order.
+    Parameters
+    ----------
+    measured : dict of str to Measurement
+        The measurements by name; one is that of the throughput run.
     """
-    data = [workload.client_data(key) for key in range(num_clients)]
-    images = torch.cat([images for images, _ in data])
-    labels = torch.cat([labels for _, labels in data])
-    batches, used = [], [0] * num_clients
-    for step in _schedule(num_clients):
-        rows: list[int] = []
-        for key, size in step.items():
-            start = key * workload.EXAMPLES_PER_CLIENT + used[key]
-            rows += range(start, start + size)
-            used[key] += size
-        batches.append(torch.tensor(rows))
-
-    def loop() -> None:
-        model = workload.build_model()
-        optimizer = workload.build_optimizer(model)
-        for rows in batches:
-            optimizer.zero_grad()
-            loss = functional.cross_entropy(model(images[rows]), labels[rows])
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            loss.item()
-
-    return loop
-
-
-def _schedule(num_clients: int) -> list[dict[int, int]]:
-    num_examples = dict.fromkeys(range(num_clients), workload.EXAMPLES_PER_CLIENT)
-    return list(workload.build_sampler().schedule(num_examples, 1))
+    by_size = {
+        f"{THROUGHPUT}-{WIDE_BATCHES[place] * 256}KB-step": part
+        for place, part in enumerate(measured[THROUGHPUT].every(len(WIDE_BATCHES)))
+    }
+    bytes_per_s = {name: throughput(part.steps) for name, part in by_size.items()}
+    best = max(bytes_per_s.values())
+    rows = {
+        name: row_of(name, part, float("inf") if name.startswith("in-process") else best)
+        for name, part in measured.items()
+        if name != THROUGHPUT
+    }
+    for name, each in rows.items():
+        messages = rows.get(name.replace("-stream-", "-messages-"))
+        if messages is not None and messages is not each:
+            rows[name] = replace(each, speedup_over_messages=messages.ours_s / each.ours_s)
+    return [
+        *rows.values(),
+        *(
+            replace(row_of(name, part, best), throughput_bytes_per_s=bytes_per_s[name])
+            for name, part in by_size.items()
+        ),
+    ]
 
 
-def _alternate(
-    ours: Callable[[], None], reference: Callable[[], None], steps: int
-) -> tuple[list[float], list[float]]:
-    """Time both in turns, after one run of each to warm up."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for run in range(_NUM_RUNS + 1):
-        for side, function in enumerate((ours, reference)):
-            seconds = _timed(function) / steps
-            if run:
-                times[side].append(seconds)
-    return times
+def _measurements(quick: bool) -> Iterator[tuple[str, Measurement]]:
+    """Make the runs, and say on the way where we are."""
+    started = time.monotonic()
+    for venue in VENUES:
+        runs = [run for run in venue.runs if run.quick or not quick]
+        if not runs:
+            continue
+        with _open(venue) as run_app:
+            for run in runs:
+                elapsed_s = time.monotonic() - started
+                print(f"{elapsed_s:4.0f} s: {run.name}, {venue.num_clients} clients", flush=True)
+                yield run.name, measure(run, venue.num_clients, run_app)
 
 
-def _timed(function: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
-
-
-def _compare(name: str, ours_s: list[float], reference_s: list[float]) -> Comparison:
-    ours, reference = statistics.median(ours_s), statistics.median(reference_s)
-    return Comparison(name, ours, reference, ours / reference, len(ours_s))
+@contextmanager
+def _open(venue: Venue) -> Iterator[RunApp | None]:
+    """Start what a venue's runs need; None stands for function calls."""
+    if venue.place == "in-process":
+        yield None
+    elif venue.place == "simulation":
+        with FlowerSimulation(_APP) as simulation:
+            yield partial(
+                simulation.run,
+                num_supernodes=venue.num_clients,
+                num_actors=_NUM_ACTORS,
+                timeout_s=_TIMEOUT_S,
+                quiet=True,
+            )
+    else:
+        with FlowerDeployment(_APP, venue.num_clients) as deployment:
+            yield partial(deployment.run, timeout_s=_TIMEOUT_S, quiet=True)

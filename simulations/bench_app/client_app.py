@@ -5,13 +5,14 @@ from flwr.app import Context
 
 from flower_psl import SplitClient, SplitClientApp
 
-from .workload import build_client
+from .workloads import WORKLOADS
 
 
 def client_fn(context: Context) -> SplitClient:
     """Return the client of this node's partition."""
     torch.set_num_threads(1)
-    return build_client(int(context.node_config["partition-id"]))
+    workload = WORKLOADS[str(context.run_config["workload"])]
+    return workload.build_client(int(context.node_config["partition-id"]))
 
 
 app = SplitClientApp(client_fn)

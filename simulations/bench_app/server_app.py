@@ -1,24 +1,42 @@
 """The benchmarks' server."""
 
+from pathlib import Path
+
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from flower_psl import RunRecorder
+from flower_psl import RunRecorder, StreamSettings
 
-from .workload import build_model, build_strategy
+from .alternation import Alternation
+from .plain_loop import PlainLoop
+from .workloads import WORKLOADS
+
+# Eight SuperNodes on two cores start their processes one after the other.
+_CONNECT_TIMEOUT_S = 240.0
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Take a bounded number of steps and leave their records in ``out``."""
+    """Train in turns with the plain loop, and leave the records of both in ``out``."""
     torch.set_num_threads(1)
-    strategy = build_strategy(
-        recorder=RunRecorder(str(context.run_config["out"])),
-        steps_per_round=int(context.run_config["steps-per-round"]),
-        min_available_nodes=int(context.run_config["num-clients"]),
-        transport=str(context.run_config["transport"]),
+    config = context.run_config
+    workload = WORKLOADS[str(config["workload"])]
+    num_clients, steps = int(config["num-clients"]), int(config["steps-per-round"])
+    out = Path(str(config["out"]))
+    strategy = workload.build_strategy(
+        recorder=RunRecorder(out),
+        steps_per_round=steps,
+        min_available_nodes=num_clients,
+        node_timeout_s=_CONNECT_TIMEOUT_S,
+        transport=str(config["transport"]),
+        stream=StreamSettings(connect_timeout_s=_CONNECT_TIMEOUT_S),
     )
-    strategy.start(grid, ArrayRecord(build_model().state_dict()), num_rounds=1)
+    strategy.start(
+        grid,
+        ArrayRecord(workload.build_model().state_dict()),
+        num_rounds=int(config["num-rounds"]),
+        evaluate_fn=Alternation(PlainLoop(workload, num_clients), steps, out),
+    )

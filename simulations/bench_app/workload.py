@@ -1,72 +1,76 @@
-"""What the benchmarks train: a small CNN on 32x32 images, 512 a client, batches of 128.
+"""What a benchmark trains: a model, where it is cut, data, and who gives how much."""
 
-The images are random: a step takes as long on noise as on photographs.
-"""
-
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from flower_psl import GlobalSampler, ParallelSplitLearning, SplitClient, cut
+from flower_psl import ParallelSplitLearning, Sampler, SplitClient, cut
 
-EXAMPLES_PER_CLIENT = 512
-BATCH_SIZE = 128
-CUT = "block1"
-SEED = 0
+_SEED = 0
 
 
-def build_model() -> nn.Sequential:
-    """Return the model, the same weights every time."""
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One kind of training, the same weights and data every time.
 
-    def block(channels_in: int, channels_out: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv2d(channels_in, channels_out, 3, padding=1),
-            nn.GroupNorm(8, channels_out),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
+    Attributes
+    ----------
+    layers : callable
+        Makes the model.
+    cut : str
+        The last layer of the client segment.
+    example_shape : tuple of int
+        Shape of an input. Inputs are random: a step takes as long on noise as on photographs.
+    num_classes : int
+        Classes of the labels.
+    examples_per_client : int
+        Examples that a client has.
+    sampler : Sampler
+        Makes the batch-size schedules.
+    """
+
+    layers: Callable[[], nn.Sequential]
+    cut: str
+    example_shape: tuple[int, ...]
+    num_classes: int
+    examples_per_client: int
+    sampler: Sampler
+
+    def build_model(self) -> nn.Sequential:
+        """Return the model."""
+        with torch.random.fork_rng():
+            torch.manual_seed(_SEED)
+            return self.layers()
+
+    def client_data(self, key: int) -> tuple[Tensor, Tensor]:
+        """Return one client's inputs ``(N, *example_shape)`` and labels ``(N,)``."""
+        draws = torch.Generator().manual_seed(_SEED + key)
+        count = self.examples_per_client
+        inputs = torch.randn(count, *self.example_shape, generator=draws)
+        return inputs, torch.randint(0, self.num_classes, (count,), generator=draws)
+
+    def build_client(self, key: int) -> SplitClient:
+        """Return one client."""
+        segment = cut(self.build_model(), at=self.cut).client
+        return SplitClient(segment, TensorDataset(*self.client_data(key)))
+
+    @staticmethod
+    def build_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
+        """Return the optimizer, of split training and of the plain loop."""
+        return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+
+    def build_strategy(self, **settings: Any) -> ParallelSplitLearning:
+        """Return the strategy; `settings` are fields of it."""
+        return ParallelSplitLearning(
+            model=cut(self.build_model(), at=self.cut),
+            sampler=self.sampler,
+            loss_fn=nn.CrossEntropyLoss(),
+            optimizer_fn=self.build_optimizer,
+            fraction_evaluate=0.0,
+            seed=_SEED,
+            **settings,
         )
-
-    model = nn.Sequential()
-    with torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        for index, (channels_in, channels_out) in enumerate([(3, 32), (32, 64), (64, 128)], 1):
-            model.add_module(f"block{index}", block(channels_in, channels_out))
-        model.add_module("flatten", nn.Flatten())
-        model.add_module("head", nn.Linear(128 * 4 * 4, 10))
-    return model
-
-
-def client_data(key: int) -> tuple[Tensor, Tensor]:
-    """Return one client's images ``(N, 3, 32, 32)`` and labels ``(N,)``."""
-    draws = torch.Generator().manual_seed(SEED + key)
-    images = torch.randn(EXAMPLES_PER_CLIENT, 3, 32, 32, generator=draws)
-    return images, torch.randint(0, 10, (EXAMPLES_PER_CLIENT,), generator=draws)
-
-
-def build_client(key: int) -> SplitClient:
-    """Return one client."""
-    return SplitClient(cut(build_model(), at=CUT).client, TensorDataset(*client_data(key)))
-
-
-def build_optimizer(model: nn.Module) -> torch.optim.SGD:
-    """Return the reference's optimizer."""
-    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-
-
-def build_sampler() -> GlobalSampler:
-    """Return the sampler."""
-    return GlobalSampler(batch_size=BATCH_SIZE, seed=SEED)
-
-
-def build_strategy(**settings: Any) -> ParallelSplitLearning:
-    """Return the strategy with the same optimizer; `settings` are fields of it."""
-    return ParallelSplitLearning(
-        model=cut(build_model(), at=CUT),
-        sampler=build_sampler(),
-        loss_fn=nn.CrossEntropyLoss(),
-        optimizer_fn=lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
-        seed=SEED,
-        **settings,
-    )

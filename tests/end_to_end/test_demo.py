@@ -10,8 +10,8 @@ from simulations.demo import demo
 SUMMARY = {
     *("method", "sampler", "model", "cut", "num_clients", "num_examples", "rounds", "steps"),
     *("final_accuracy", "best_accuracy", "final_loss", "mean_effective_batch_size"),
-    *("seconds", "steps_per_second", "bytes_up", "bytes_down", "transport", "refused", "seed"),
-    "versions",
+    *("seconds", "steps_per_second", "bytes_up", "bytes_down", "transport", "refused"),
+    *("sampler_details", "seed", "versions"),
 }
 
 

@@ -1,0 +1,135 @@
+"""Results on disk, one line a finished job, so that a run that was stopped goes on."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from flower_psl import ConfigError
+
+Value = float | int | str
+Row = dict[str, Value]
+
+
+class Job(Protocol):
+    """A piece of work: a frozen dataclass of plain values that can be sent to a process.
+
+    Its fields are the key of its results, but for those declared with ``compare=False``.
+
+    Attributes
+    ----------
+    columns : tuple of str
+        What each row of `run` holds.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    columns: ClassVar[tuple[str, ...]]
+
+    def run(self) -> list[Row]:
+        """Do the work and return its results."""
+
+
+class ResultStore:
+    """The results of one experiment in a folder.
+
+    ``results.jsonl`` grows by a line a job. Results of jobs that were not asked for, such
+    as those of other settings, stay in the file and are left alone.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it does not exist.
+    job_type : type
+        The class of the jobs.
+
+    Raises
+    ------
+    ConfigError
+        If the folder cannot be written to, or holds results with other columns.
+    """
+
+    def __init__(self, folder: Path, job_type: type[Job]) -> None:
+        self.folder = folder
+        self._path = folder / "results.jsonl"
+        self._key_columns = [each.name for each in fields(job_type) if each.compare]
+        self._columns = [*self._key_columns, *job_type.columns]
+        self._rows: dict[str, list[Row]] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._open()
+        except OSError as error:
+            raise ConfigError(
+                f"the folder {folder} cannot be written to: {error.strerror}; give another --out"
+            ) from error
+
+    def _open(self) -> None:
+        """Read what is there, and cut off a last line that was not finished."""
+        with self._path.open("a+b") as file:
+            file.seek(0)
+            text = file.read()
+            whole = text[: text.rfind(b"\n") + 1]
+            file.truncate(len(whole))
+            header, *lines = whole.decode().splitlines() or [self._header()]
+            if header != self._header():
+                raise ConfigError(
+                    f"{self._path} has other columns than this experiment writes "
+                    f"({', '.join(self._columns)}); give another --out, or move the file away"
+                )
+            if not whole:
+                file.write(f"{header}\n".encode())
+        for line in lines:
+            record = json.loads(line)
+            self._rows[record["key"]] = [
+                dict(zip(self._columns, row, strict=True)) for row in record["rows"]
+            ]
+
+    def has(self, job: Job) -> bool:
+        """Tell whether a job's results are there."""
+        return self._key(job) in self._rows
+
+    def add(self, job: Job, rows: Iterable[Row]) -> None:
+        """Keep a job's results.
+
+        Parameters
+        ----------
+        job : Job
+            A finished job.
+        rows : iterable of dict
+            What it returned.
+        """
+        key = self._key(job)
+        values = {name: getattr(job, name) for name in self._key_columns}
+        self._rows[key] = [values | row for row in rows]
+        cells = [[row[name] for name in self._columns] for row in self._rows[key]]
+        with self._path.open("a") as file:
+            file.write(json.dumps({"key": key, "rows": cells}) + "\n")
+
+    def rows(self, jobs: Iterable[Job]) -> list[Row]:
+        """Return the rows of these jobs, each with the job's fields."""
+        return [row for job in jobs for row in self._rows[self._key(job)]]
+
+    def export(self, jobs: Sequence[Job], summary: Mapping[str, object]) -> None:
+        """Write ``results.csv``, the rows of these jobs, and ``summary.json``.
+
+        Parameters
+        ----------
+        jobs : sequence of Job
+            Finished jobs.
+        summary : mapping
+            What the experiment found, ready for JSON.
+        """
+        with (self.folder / "results.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self.rows(jobs))
+        text = json.dumps(summary, indent=2, allow_nan=False)
+        (self.folder / "summary.json").write_text(text + "\n")
+
+    def _header(self) -> str:
+        return json.dumps({"columns": self._columns})
+
+    def _key(self, job: Job) -> str:
+        values = asdict(job)
+        return json.dumps({name: values[name] for name in self._key_columns}, sort_keys=True)

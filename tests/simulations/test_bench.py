@@ -1,0 +1,160 @@
+"""The plan of the benchmark, a run of each workload in process, and what is made of them."""
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from simulations.bench import THROUGHPUT, VENUES, rows_of
+from simulations.bench_app.workloads import WIDE_BATCHES, WORKLOADS
+from simulations.bench_run import BenchRun, Measurement, measure
+from simulations.bench_table import report
+
+ROOT = Path(__file__).parents[2]
+RUNS = [run for venue in VENUES for run in venue.runs]
+STEPS_OF_DESIGN = [
+    "in-process-step",
+    "simulation-messages-step",
+    "simulation-stream-step",
+    "deployment-messages-step",
+    "deployment-stream-step",
+]
+
+
+@pytest.fixture(scope="module")
+def measured() -> Measurement:
+    return measure(BenchRun("light", "light", "in-process", 2, 3), num_clients=2)
+
+
+@pytest.fixture(scope="module")
+def wide() -> Measurement:
+    return measure(BenchRun("wide", "throughput", "in-process", 1, len(WIDE_BATCHES)), 2)
+
+
+def slower(measured: Measurement, factor: float) -> Measurement:
+    steps = [
+        {**step, "seconds": step["seconds"] | {"total": factor * step["seconds"]["total"]}}
+        for step in measured.steps
+    ]
+    return replace(measured, steps=steps)
+
+
+def test_the_plan_has_the_five_steps_of_the_design() -> None:
+    names = [run.name for run in RUNS]
+    assert len(set(names)) == len(names)
+    assert set(STEPS_OF_DESIGN) <= set(names)
+    assert {run.workload for run in RUNS} <= set(WORKLOADS)
+
+
+def test_the_quick_form_leaves_deployment_over_messages_out() -> None:
+    quick = {run.name for run in RUNS if run.quick}
+    assert {"in-process-step", "deployment-stream-step", THROUGHPUT} <= quick
+    assert not any("messages" in name for name in quick)
+
+
+def test_a_run_measures_both_sides_in_turns(measured: Measurement) -> None:
+    assert [(step["round"], step["step"]) for step in measured.steps] == [
+        (server_round, step) for server_round in (2, 3) for step in (1, 2, 3)
+    ]
+    assert {step["effective_batch_size"] for step in measured.steps} == {128}
+    assert len(measured.rounds_s) == 2
+    # At least five steps of the loop a round, however few the round has.
+    assert len(measured.reference_s) == 10
+    assert min(measured.reference_s) > 0
+    total_s = sum(step["seconds"]["total"] for step in measured.steps)
+    assert sum(measured.rounds_s) >= total_s
+
+
+def test_light_clients_send_a_quarter_of_a_megabyte(measured: Measurement) -> None:
+    weights = 4 * (8 * 1024 + 1024)
+    labels, activations = 8 * 64, 4 * 64 * 1024
+    assert {step["bytes_up"] for step in measured.steps} == {2 * (activations + labels + weights)}
+    assert {step["bytes_down"] for step in measured.steps} == {2 * (activations + weights)}
+
+
+def test_wide_steps_send_up_to_64_megabytes(wide: Measurement) -> None:
+    activations = [step["bytes_down"] // 256_000 for step in wide.steps]
+    assert activations == list(WIDE_BATCHES)
+    assert [step["clients"] for step in wide.steps] == [{"0": size} for size in WIDE_BATCHES]
+
+
+def test_a_run_that_fails_says_which_and_shows_its_log() -> None:
+    with pytest.raises(RuntimeError, match=r"light ended as finished:failed:\nno room"):
+        measure(
+            BenchRun("light", "light", "stream", 1, 1), 2, lambda _: ("finished:failed", "no room")
+        )
+
+
+def test_the_app_is_told_what_to_run() -> None:
+    told: dict[str, int | str] = {}
+
+    def run_app(config: dict[str, int | str]) -> tuple[str, str]:
+        told.update(config)
+        for name in ("steps.jsonl", "rounds.jsonl"):
+            Path(str(config["out"]), name).write_text("")
+        return "finished:completed", ""
+
+    measure(BenchRun("a", "peer", "stream", 4, 7), 8, run_app)
+    del told["out"]
+    assert told == {
+        "workload": "peer",
+        "transport": "stream",
+        "num-clients": 8,
+        "num-rounds": 5,
+        "steps-per-round": 7,
+    }
+
+
+def test_rows_compare_the_stream_with_messages_and_give_throughput(
+    measured: Measurement, wide: Measurement
+) -> None:
+    rows = rows_of(
+        {
+            "in-process-step": measured,
+            "simulation-messages-step": slower(measured, 3.0),
+            "simulation-stream-step": measured,
+            THROUGHPUT: wide,
+        }
+    )
+    by_name = {row.name: row for row in rows}
+    assert list(by_name)[:3] == STEPS_OF_DESIGN[:3]
+    assert by_name["simulation-stream-step"].speedup_over_messages == pytest.approx(3.0)
+    assert by_name["simulation-messages-step"].speedup_over_messages is None
+    assert by_name["in-process-step"].parts_s["transfer"] == 0.0
+    sizes = [row for row in rows if row.throughput_bytes_per_s is not None]
+    assert [row.name for row in sizes] == [
+        f"throughput-{256 * size}KB-step" for size in WIDE_BATCHES
+    ]
+    assert all((row.throughput_bytes_per_s or 0) > 0 for row in sizes)
+
+
+def test_the_report_shows_every_row_and_the_machine(
+    measured: Measurement, wide: Measurement
+) -> None:
+    rows = rows_of(
+        {
+            "deployment-messages-step": slower(measured, 2000.0),
+            "deployment-stream-step": measured,
+            THROUGHPUT: wide,
+        }
+    )
+    steps, parts, sizes, machine = report(rows).split("\n\n")
+    header, _, _, line = ([cell.strip() for cell in row.split("|")] for row in steps.splitlines())
+    cells = dict(zip(header, line, strict=True))
+    assert cells["a step of"] == "deployment-stream"
+    assert cells["over messages"] == "2,000 times as long"
+    assert "0.60" in parts.splitlines()[-1]
+    assert "0.256 MB" in sizes.splitlines()[2]
+    assert len(sizes.splitlines()) == 2 + len(WIDE_BATCHES)
+    assert "Python 3." in machine
+    assert "torch" in machine
+
+
+def test_the_app_has_a_key_for_all_that_it_is_told() -> None:
+    app = tomllib.loads((ROOT / "simulations" / "pyproject.toml").read_text())["tool"]["flwr"][
+        "app"
+    ]
+    keys = {"out", "workload", "transport", "num-clients", "num-rounds", "steps-per-round"}
+    assert set(app["config"]) == keys
+    assert app["config"]["workload"] in WORKLOADS
