@@ -87,9 +87,9 @@ class GlobalStep:
         requests = self._forward_requests(plan)
         clock.lap("encode")
         learner.start_step()
-        forwards = self.transport.exchange(requests, timeout_s())
         if ahead is not None:
             self.transport.announce({self.nodes[id.client_key]: id for id in self._ids(ahead)})
+        forwards = self.transport.exchange(requests, timeout_s())
         clock.lap("forward_exchange")
 
         batches = self._decoded(forwards)

@@ -45,6 +45,7 @@ class StreamTransport:
         self._sequence = count(1)
         self._nodes: set[int] = set()
         self._lost: set[int] = set()
+        self._notes: dict[int, bytes] = {}
 
     @property
     def refused(self) -> dict[str, int]:
@@ -102,13 +103,15 @@ class StreamTransport:
         return replies
 
     def announce(self, steps: Mapping[int, StepId]) -> None:
-        """Tell nodes their next step; those that are not connected do without."""
-        self._server.notify(
-            {
-                node: frames.pack(Kind.AHEAD, node, 0, parts.step_config(step))
-                for node, step in steps.items()
-            }
-        )
+        """Tell nodes, behind the requests of the next exchange, what comes after it.
+
+        They load it when they have answered: a node that shares its process with others, when
+        these have answered too.
+        """
+        self._notes = {
+            node: frames.pack(Kind.AHEAD, node, 0, parts.step_config(step))
+            for node, step in steps.items()
+        }
 
     def _converse(
         self,
@@ -122,7 +125,8 @@ class StreamTransport:
         deadline = time.monotonic() + timeout_s
         pending = set(contents)
         self._refuse_lost(pending, where)
-        self._server.send(contents)
+        notes, self._notes = self._notes, {}
+        self._server.send(contents, notes)
         replies: dict[int, T] = {}
         while pending:
             try:

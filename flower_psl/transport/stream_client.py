@@ -139,8 +139,9 @@ class StreamClient:
             try:
                 for data in call:
                     self._last_contact = time.monotonic()
-                    if (answer := self._answer(frames.unpack(data))) is not None:
-                        outgoing.put(answer)
+                    for frame in frames.split(data):
+                        if (answer := self._answer(frames.unpack(frame))) is not None:
+                            outgoing.put(answer)
                     if not self._devices:
                         return
             finally:

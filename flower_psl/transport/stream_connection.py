@@ -1,8 +1,13 @@
 """What the server knows of each stream, and of each node that may come over one."""
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+# Frames that are to go at the same time are sent as one message while they are this short:
+# a message costs a peer about as much as copying so many bytes.
+_JOINED_BYTES = 262_144
 
 
 class Request(NamedTuple):
@@ -21,21 +26,38 @@ class Request(NamedTuple):
 class Connection:
     """One stream. It may serve several nodes."""
 
-    outgoing: "asyncio.Queue[bytes]" = field(default_factory=asyncio.Queue)
     nodes: set[int] = field(default_factory=set)
     weights: bytes | None = None
+    _outgoing: deque[bytes] = field(default_factory=deque)
+    _waiting: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame after those that were sent before."""
+        self._outgoing.append(frame)
+        self._waiting.set()
 
     def ask(self, request: Request) -> None:
         """Send a request, after its weights if they are not there yet."""
         if request.weights is not None and request.weights is not self.weights:
             self.weights = request.weights
-            self.outgoing.put_nowait(request.weights)
-        self.outgoing.put_nowait(request.data)
+            self.send(request.weights)
+        self.send(request.data)
 
     async def write(self, context: Any) -> None:
         """Write frames as fast as the peer takes them."""
         while True:
-            await context.write(await self.outgoing.get())
+            await self._waiting.wait()
+            while self._outgoing:
+                await context.write(self._next_message())
+            self._waiting.clear()
+
+    def _next_message(self) -> bytes:
+        frames = [self._outgoing.popleft()]
+        length = len(frames[0])
+        while self._outgoing and length + len(self._outgoing[0]) <= _JOINED_BYTES:
+            frames.append(self._outgoing.popleft())
+            length += len(frames[-1])
+        return b"".join(frames) if len(frames) > 1 else frames[0]
 
 
 @dataclass

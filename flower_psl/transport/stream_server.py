@@ -104,8 +104,10 @@ class StreamServer:
         self._call(lambda: self._nodes.update({n: Node(token) for n, token in tokens.items()}))
         return tokens
 
-    def send(self, requests: Mapping[int, Request]) -> None:
-        """Send each node a frame with its sequence number, now or when it is back.
+    def send(self, requests: Mapping[int, Request], notes: Mapping[int, bytes]) -> None:
+        """Send each node a request, now or when it is back, and then notes.
+
+        Notes await no answer; a node that is not there goes without.
 
         Raises
         ------
@@ -115,11 +117,7 @@ class StreamServer:
         for node, request in requests.items():
             for data in (request.data, request.weights or b""):
                 check_length(data, self._settings.max_frame_bytes, f"the request to node {node}")
-        self._call(lambda: self._send(requests))
-
-    def notify(self, notes: Mapping[int, bytes]) -> None:
-        """Send frames that await no answer; a node that is not there goes without."""
-        self._call(lambda: self._notify(notes))
+        self._call(lambda: self._send(requests, notes))
 
     def goodbye(self) -> None:
         """Tell every node that the session is over, now or when it comes (back)."""
@@ -235,9 +233,9 @@ class StreamServer:
         node.connection = connection
         connection.nodes.add(frame.node)
         if self._over:
-            connection.outgoing.put_nowait(frames.pack(Kind.GOODBYE, frame.node, 0, {}))
+            connection.send(frames.pack(Kind.GOODBYE, frame.node, 0, {}))
             return
-        connection.outgoing.put_nowait(frames.pack(Kind.WELCOME, frame.node, 0, {}))
+        connection.send(frames.pack(Kind.WELCOME, frame.node, 0, {}))
         if node.outstanding is not None:
             connection.ask(node.outstanding)
         self.arrivals.put(Arrival(frame.node, frame))
@@ -259,19 +257,17 @@ class StreamServer:
                     self._settings.reconnect_timeout_s, self.arrivals.put, Arrival(name, None)
                 )
 
-    def _send(self, requests: Mapping[int, Request]) -> None:
+    def _send(self, requests: Mapping[int, Request], notes: Mapping[int, bytes]) -> None:
         for name, request in requests.items():
             self._nodes[name].ask(request)
-
-    def _notify(self, notes: Mapping[int, bytes]) -> None:
         for name, note in notes.items():
             if (connection := self._nodes[name].connection) is not None:
-                connection.outgoing.put_nowait(note)
+                connection.send(note)
 
     def _goodbye(self) -> None:
         self._over = True
         for name, node in self._nodes.items():
             if node.connection is not None:
-                node.connection.outgoing.put_nowait(frames.pack(Kind.GOODBYE, name, 0, {}))
+                node.connection.send(frames.pack(Kind.GOODBYE, name, 0, {}))
             if node.deadline is not None:
                 node.deadline.cancel()

@@ -21,6 +21,9 @@ _LONGEST_PING_INTERVAL_S = 10.0
 _SHORTEST_PING_INTERVAL_S = 1.0
 
 
+_WINDOW_BYTES = 1_048_576
+
+
 def channel_options(reconnect_timeout_s: float, max_frame_bytes: int) -> list[tuple[str, int]]:
     """Return what both ends of a stream tell gRPC.
 
@@ -47,6 +50,9 @@ def channel_options(reconnect_timeout_s: float, max_frame_bytes: int) -> list[tu
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", interval_ms // 2),
+        # A part of a batch is far longer than HTTP/2's first window and frames of 16 KB.
+        ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
+        ("grpc.http2.max_frame_size", _WINDOW_BYTES),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", max_frame_bytes),
     ]

@@ -96,13 +96,13 @@ class Transport(Protocol):
         """
 
     def announce(self, steps: Mapping[int, StepId]) -> None:
-        """Tell nodes what they will be asked for next, while the server computes.
+        """Say what nodes will be asked for after the next exchange.
 
-        They load their batches ahead, if the transport can tell them at all; nothing
-        depends on it, and nothing is awaited.
+        They load their batches while the server computes, if the transport can tell them at
+        all; nothing depends on it, and nothing is awaited.
 
         Parameters
         ----------
         steps : mapping of int to StepId
-            The next step of each node that takes part in it.
+            The step after the next exchange, of each node that takes part in it.
         """

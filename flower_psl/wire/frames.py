@@ -16,7 +16,7 @@ tensors               safetensors, or nothing
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -85,7 +85,28 @@ def pack(
     return b"".join([header, text, *tensors])
 
 
-def unpack(data: bytes) -> Frame:
+def split(data: bytes) -> Iterator[memoryview]:
+    """Yield the frames that were sent as one message, one after the other.
+
+    Raises
+    ------
+    ProtocolError
+        If the last one is not whole.
+    """
+    rest = memoryview(data)
+    while len(rest):
+        if len(rest) < _HEADER.size:
+            raise ProtocolError(
+                f"a message that ends with {len(rest)} bytes of a frame; its header alone has "
+                f"{_HEADER.size}. Send it whole."
+            )
+        *_, values_length, tensors_length = _HEADER.unpack_from(rest)
+        length = _HEADER.size + values_length + tensors_length
+        yield rest[:length]
+        rest = rest[length:]
+
+
+def unpack(data: bytes | memoryview) -> Frame:
     """Return the frame of some bytes.
 
     Raises
@@ -101,7 +122,9 @@ def unpack(data: bytes) -> Frame:
         _HEADER.unpack_from(data)
     )
     if magic != _MAGIC or zero != 0:
-        raise ProtocolError(f"bytes that begin with {data[:8]!r} are no frame of flower-psl")
+        raise ProtocolError(
+            f"bytes that begin with {bytes(data[:8])!r} are no frame of flower-psl"
+        )
     if version != PROTOCOL_VERSION:
         raise ProtocolError(
             f"a frame of protocol {version}; this side speaks {PROTOCOL_VERSION}. Install the "
@@ -117,7 +140,7 @@ def unpack(data: bytes) -> Frame:
         )
     tensors_at = _HEADER.size + values_length
     try:
-        values = json.loads(data[_HEADER.size : tensors_at])
+        values = json.loads(bytes(data[_HEADER.size : tensors_at]))
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a frame's values are no JSON: {error}") from error
     if not isinstance(values, dict):

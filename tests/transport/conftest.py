@@ -81,6 +81,7 @@ class RawStream:
     def __init__(self, channel: grpc.Channel, first: bytes | None) -> None:
         self._channel = channel
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._received: list[memoryview] = []
         self._call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(
             iter(self._outgoing.get, None),
             timeout=PATIENCE_S,
@@ -92,7 +93,9 @@ class RawStream:
             self._outgoing.put(each)
 
     def read(self) -> Frame:
-        return frames.unpack(next(self._call))
+        while not self._received:
+            self._received += frames.split(next(self._call))
+        return frames.unpack(self._received.pop(0))
 
     def end(self) -> tuple[grpc.StatusCode, str]:
         """Return how the server ended the stream; nothing may come before."""

@@ -103,7 +103,8 @@ def test_a_node_hears_of_its_next_step_and_others_of_nothing(
     lab, echoes = make_lab(1, 2, 3), {node: make_echo(node) for node in (1, 2)}
     lab.serve(echoes)
     lab.transport.announce({1: AHEAD, 3: AHEAD})  # the third has not connected
-    assert lab.exchange(1, 2) == {1: 1.0, 2: 2.0}
+    for _ in range(2):  # it is loaded behind the first answer, and before the second
+        assert lab.exchange(1, 2) == {1: 1.0, 2: 2.0}
     assert (echoes[1].prepared, echoes[2].prepared) == ([AHEAD], [])
 
 
@@ -117,7 +118,8 @@ def test_a_device_that_cannot_prepare_is_asked_all_the_same(
     monkeypatch.setattr(echo, "prepare", fail)
     lab.serve({1: echo})
     lab.transport.announce({1: AHEAD})
-    assert lab.exchange(1) == {1: 1.0}
+    for _ in range(2):
+        assert lab.exchange(1) == {1: 1.0}
 
 
 def test_each_reply_says_how_long_it_took(make_lab: "MakeLab", make_echo: "type[Echo]") -> None:

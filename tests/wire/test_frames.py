@@ -187,6 +187,20 @@ def test_bytes_that_are_no_frame_are_refused(data: bytes, reason: str) -> None:
         frames.unpack(data)
 
 
+def test_frames_of_one_message_are_taken_apart() -> None:
+    whole = [frames.pack(Kind.REQUEST, node, 1, {}, [bytes(node)]) for node in (1, 0, 5)]
+    assert [bytes(part) for part in frames.split(b"".join(whole))] == whole
+    assert list(frames.split(b"")) == []
+
+
+@pytest.mark.parametrize("rest", [b"P", frames.pack(Kind.REQUEST, 1, 1, {}, [bytes(9)])[:-1]])
+def test_a_message_that_is_not_whole_is_refused(rest: bytes) -> None:
+    parts = frames.split(frames.pack(Kind.HELLO, 1, 0, {}) + rest)
+    assert frames.unpack(next(parts)).kind is Kind.HELLO
+    with pytest.raises(ProtocolError, match="Send it"):
+        frames.unpack(next(parts))
+
+
 U8 = {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}
 
 
