@@ -9,7 +9,7 @@ bytes                 content
 1, 1, 2               protocol version, kind, zero
 8, 8                  node id, sequence number of the request (little-endian)
 4, 8                  length of the values and of the tensors, in bytes
-values                JSON object, with spaces up to a multiple of 8 bytes of the frame
+values                JSON object
 tensors               safetensors, or nothing
 ====================  =======================================================
 """
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from flower_psl.errors import ProtocolError
 from flower_psl.wire.describe import PROTOCOL_VERSION
-from flower_psl.wire.tensor_table import ALIGNMENT, Pieces
+from flower_psl.wire.tensor_table import Pieces
 
 _MAGIC = b"PSLF"
 _HEADER = struct.Struct("<4sBBHQQIQ")
@@ -78,8 +78,6 @@ def pack(
         As `tensor_table.pack_tensors` returns them. They are copied once, here.
     """
     text = json.dumps(values, separators=(",", ":")).encode()
-    # Spaces, so that the tensors begin where any dtype may.
-    text += b" " * (-(_HEADER.size + len(text)) % ALIGNMENT)
     length = sum(len(piece) for piece in tensors)
     header = _HEADER.pack(_MAGIC, PROTOCOL_VERSION, kind, 0, node, sequence, len(text), length)
     return b"".join([header, text, *tensors])

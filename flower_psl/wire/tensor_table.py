@@ -1,4 +1,4 @@
-"""Tensors as one run of bytes in the format of safetensors, which are not copied in reading.
+"""Tensors as one run of bytes in the format of safetensors, copied once in reading.
 
 The format is an 8-byte length, a JSON table of that length, and the tensors' bytes: see
 https://github.com/huggingface/safetensors. The library copies what it reads twice over where
@@ -7,7 +7,6 @@ the bytes are part of a longer message, and a large copy takes longer than the n
 
 import json
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,12 +14,9 @@ import torch
 from torch import Tensor
 
 from flower_psl.errors import ProtocolError
-from flower_psl.wire.tensors import as_bytes_view
+from flower_psl.wire.tensors import as_bytes_view, copied
 
 Pieces = Sequence[bytes | memoryview]
-
-# Tensors of the widest dtype may begin at multiples of this.
-ALIGNMENT = 8
 
 _DTYPES = {
     "F64": torch.float64,
@@ -36,12 +32,6 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LENGTH_BYTES = 8
-
-with warnings.catch_warnings():
-    # torch says, once a process, that a read-only buffer must not be written to. What was
-    # received is read only; a message that nobody else holds would not mind.
-    warnings.simplefilter("ignore")
-    torch.frombuffer(b"\0", dtype=torch.uint8)
 
 
 class _Entry(NamedTuple):
@@ -62,12 +52,10 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> Pieces:
     """
     if not tensors:
         return ()
-    # Wide ones first: then each begins at a multiple of its own width.
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
-    views = [as_bytes_view(tensor) for _, tensor in ordered]
+    views = [as_bytes_view(tensor) for tensor in tensors.values()]
     table: dict[str, object] = {}
     start = 0
-    for (name, tensor), view in zip(ordered, views, strict=True):
+    for (name, tensor), view in zip(tensors.items(), views, strict=True):
         table[name] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -75,12 +63,11 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> Pieces:
         }
         start += len(view)
     text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
     return [len(text).to_bytes(_LENGTH_BYTES, "little"), text, *views]
 
 
 def unpack_tensors(data: memoryview) -> dict[str, Tensor]:
-    """Return the tensors of a table. They share its memory, and keep it as long as they live.
+    """Return the tensors of a table, in memory of their own.
 
     Raises
     ------
@@ -135,10 +122,4 @@ def _checked(entries: Sequence[_Entry], length: int) -> Iterator[_Entry]:
 
 
 def _tensor(entry: _Entry, payload: memoryview) -> Tensor:
-    if entry.start == entry.end:
-        return torch.empty(entry.shape, dtype=entry.dtype)
-    part = payload[entry.start : entry.end]
-    flat = torch.frombuffer(part, dtype=entry.dtype)
-    if flat.data_ptr() % entry.dtype.itemsize:  # from a sender that does not align
-        flat = torch.frombuffer(bytearray(part), dtype=entry.dtype)
-    return flat.reshape(entry.shape)
+    return copied(payload[entry.start : entry.end], entry.dtype).reshape(entry.shape)

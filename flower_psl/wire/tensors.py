@@ -96,9 +96,20 @@ def from_bytes(data: bytes, dtype: str, shape: Sequence[int]) -> Tensor:
             f"{len(data)} bytes for a {dtype} tensor of shape {tuple(shape)}, which has "
             f"{expected_bytes}; the payload is cut off or its header is wrong. Send it again."
         )
-    if expected_bytes == 0:
-        return torch.empty(tuple(shape), dtype=torch_dtype)
-    return torch.frombuffer(bytearray(data), dtype=torch_dtype).reshape(tuple(shape))
+    return copied(data, torch_dtype).reshape(tuple(shape))
+
+
+def copied(data: bytes | memoryview, dtype: torch.dtype) -> Tensor:
+    """Return the elements that some bytes are, in memory that torch has allocated.
+
+    The last bits of a matrix product can depend on how its operands are aligned in memory, and
+    torch aligns its own always alike. So what was received gives the bits that it would have
+    given where it was made.
+    """
+    tensor = torch.empty(len(data) // dtype.itemsize, dtype=dtype)
+    if len(data):
+        as_bytes_view(tensor)[:] = data
+    return tensor
 
 
 def payload_bytes(tensors: Sequence[Tensor]) -> int:
