@@ -26,6 +26,9 @@ FLWR_FILES = {
     "flower_psl/wire/records.py",
     "flower_psl/client/client_cache.py",
     "flower_psl/client/split_client_app.py",
+    "flower_psl/server/client_strategy_checks.py",
+    "flower_psl/server/flower_aggregation.py",
+    "flower_psl/server/flower_records.py",
     "flower_psl/server/strategy.py",
     "flower_psl/transport/open_transport.py",
 }

@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flower_psl.client.batch_source import BatchSource, CollateFn, MapDataset
+from flower_psl.client.decode_request import decode_gradient, decode_weights
 from flower_psl.client.fused_clients import FusablePart, FusedClients
+from flower_psl.client.local_segment import OptimizerFn
+from flower_psl.client.local_training import LocalTraining
 from flower_psl.client.stopwatch import Stopwatch
 from flower_psl.errors import ConfigError, ProtocolError
 from flower_psl.sampling import Purpose, derive_seed, generator
 from flower_psl.split import ClientPass, Inputs, client_pass, seeded
 from flower_psl.wire import (
     DescribeReply,
-    EncodedBatch,
     Phase,
     StepId,
     StepReply,
     StepRequest,
-    decode_batch,
-    decode_parameters,
     encode_batch,
     encode_parameters,
     segment_spec,
@@ -51,9 +51,10 @@ class _Pending:
 class SplitClient:
     """A device's data and its part of the model.
 
-    It holds no optimizer and no weights of its own: a request brings the weights that it
-    needs. All it keeps from a forward pass to the backward pass that follows is the
-    autograd graph, which a recomputed forward pass replaces bit for bit.
+    With ``client_sync="step"`` it holds no optimizer and no weights of its own: a request
+    brings the weights that it needs. All it keeps from a forward pass to the backward pass
+    that follows is the autograd graph, which a recomputed forward pass replaces bit for bit.
+    With ``"round"`` and ``"none"`` it has both.
 
     Parameters
     ----------
@@ -65,13 +66,22 @@ class SplitClient:
         The same for split evaluation on this device.
     collate_fn : callable, optional
         Makes ``(inputs, labels)`` of a list of examples of either dataset.
+    optimizer_fn : callable, optional
+        Makes the optimizer of the segment's parameters, which a device has with
+        ``client_sync="round"`` (a new one in every round) and ``"none"`` (one for the run).
     device : torch.device or str
         Where the segment computes.
+
+    Attributes
+    ----------
+    local : LocalTraining
+        What the device trains by itself.
 
     Raises
     ------
     ConfigError
-        If `segment` is not a module, or a dataset is not map-style.
+        If `segment` is not a module, a dataset is not map-style, or `optimizer_fn` is no
+        function.
 
     Notes
     -----
@@ -86,6 +96,7 @@ class SplitClient:
         test_set: MapDataset | None = None,
         *,
         collate_fn: CollateFn | None = None,
+        optimizer_fn: OptimizerFn | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if not isinstance(segment, nn.Module):
@@ -98,6 +109,7 @@ class SplitClient:
         self._train = BatchSource(train_set, collate_fn)
         self._test = None if test_set is None else BatchSource(test_set, collate_fn)
         self._device = torch.device(device)
+        self.local = LocalTraining(segment, optimizer_fn, self._device, self._pass)
         self._pending: _Pending | None = None
         self._answered: StepReply | None = None
         self._ahead: _Batch | None = None
@@ -136,6 +148,7 @@ class SplitClient:
             num_examples=len(self._train),
             num_test_examples=0 if self._test is None else len(self._test),
             segment=segment_spec(self._tensors.items()),
+            has_optimizer=self.local.possible,
         )
 
     def holds(self, step: StepId) -> bool:
@@ -158,6 +171,7 @@ class SplitClient:
         """Free what is kept of a step; a backward pass that still comes recomputes it."""
         self._pending = None
         self._answered = None
+        self.local.forget()
 
     def handle(self, request: StepRequest) -> StepReply:
         """Answer a request.
@@ -169,15 +183,25 @@ class SplitClient:
         ProtocolError
             If it asks for examples that the device does not have, or for a backward pass
             whose forward pass is unknown here.
+        ConfigError
+            If it lets the device train by itself, and there is no `optimizer_fn`.
         """
-        if request.phase is Phase.BACKWARD:
-            return self._backward(request)
         watch = Stopwatch()
-        computed, labels = self._forward(request, watch)
+        match request.phase:
+            case Phase.BACKWARD:
+                return self._backward(request, watch)
+            case Phase.SETTLE | Phase.COLLECT:
+                return self.local.finish(request, watch)
+            case Phase.TRAIN:
+                computed, labels = self.local.go_on(request, watch)
+            case _:
+                computed, labels = self._forward(request, watch)
         if request.phase is Phase.FORWARD:
             self._pending = _Pending(request.id, computed)
             # Another run with the same seed asks for the same id, with other weights.
             self._answered = None
+        # A device that trains by itself keeps its running statistics by itself.
+        moments = {} if request.phase is Phase.TRAIN else computed.moments
         # Never at random: evaluation and a repeated forward pass see the same values.
         with watch.encoding():
             encoded = encode_batch(
@@ -190,15 +214,14 @@ class SplitClient:
             activation_dtype=computed.activations.dtype,
             extras=encoded.extras,
             labels=labels,
-            moments={name: moment.cpu() for name, moment in computed.moments.items()},
+            moments={name: moment.cpu() for name, moment in moments.items()},
             compute_s=watch.compute_s,
             encode_s=watch.encode_s,
         )
 
-    def _backward(self, request: StepRequest) -> StepReply:
+    def _backward(self, request: StepRequest, watch: Stopwatch) -> StepReply:
         if self._answered is not None and self._answered.id == request.id:
             return self._answered
-        watch = Stopwatch()
         if self._pending is not None and self._pending.id == request.id:
             computed = self._pending.computed
         elif request.weights:
@@ -209,7 +232,7 @@ class SplitClient:
                 "device has restarted without its state. Let the server repeat the step."
             )
         with watch.encoding():
-            cut_gradient = self._cut_gradient(request, computed.activations)
+            cut_gradient = decode_gradient(request, computed.activations)
         gradients = computed.backward(cut_gradient)
         self._pending = None
         with watch.encoding():
@@ -233,36 +256,17 @@ class SplitClient:
         )
         return self._answered
 
-    def _cut_gradient(self, request: StepRequest, activations: Tensor) -> Tensor:
-        """Return a request's gradient, decoded, if it belongs to the activations."""
-        gradient = request.gradient
-        if gradient is None or gradient.shape != activations.shape:
-            shape = None if gradient is None else tuple(gradient.shape)
-            raise ProtocolError(
-                f"{request.id}: a cut gradient of shape {shape} for activations of shape "
-                f"{tuple(activations.shape)}; both must agree"
-            )
-        return decode_batch(
-            "gradient",
-            EncodedBatch(gradient, request.extras),
-            request.encodings.gradients,
-            activations.dtype,
-            str(request.id),
-        ).to(self._device)
-
     def _forward(self, request: StepRequest, watch: Stopwatch) -> tuple[ClientPass, Tensor]:
-        step = request.id
         training = request.phase is not Phase.EVALUATE
-        if missing := [name for name in self._tensors if name not in request.weights]:
-            raise ProtocolError(
-                f"{step}: a forward request without the weights {missing}; it must bring all "
-                f"{len(self._tensors)} parameters and buffers of the segment. Build the same "
-                "model on both sides."
-            )
-        with watch.encoding():
-            weights = decode_parameters(
-                request.weights, request.encodings.weights, self._tensors, str(step)
-            )
+        weights = None if training or request.weights else self.local.weights
+        if weights is None:
+            with watch.encoding():
+                weights = decode_weights(request, self._tensors)
+        return self._pass(request.id, weights, training=training)
+
+    def _pass(
+        self, step: StepId, weights: Mapping[str, Tensor], *, training: bool = True
+    ) -> tuple[ClientPass, Tensor]:
         if training and self._ahead is not None and self._ahead.id == step:
             (_, inputs, labels), self._ahead = self._ahead, None
         else:

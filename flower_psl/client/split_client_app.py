@@ -2,8 +2,9 @@
 
 A handler may run in a process that did not run the one before it: in a deployment every
 message starts a process, in a simulation any actor may get it. What a backward pass needs
-from its forward pass therefore lies in ``Context.state``; what is kept in this module, the
-clients and their autograd graphs, saves time and nothing else.
+from its forward pass therefore lies in ``Context.state``, and so does what a device trains by
+itself; what is kept in this module, the clients and their autograd graphs, saves time and
+nothing else.
 """
 
 import logging
@@ -11,17 +12,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial, wraps
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from flower_psl.client.client_cache import ClientCache, ClientFn
 from flower_psl.client.client_key import client_key
+from flower_psl.client.split_client import SplitClient
 from flower_psl.client.stream_session import BackgroundSession, KeyedClient, in_simulation
 from flower_psl.errors import PslError
 from flower_psl.transport.flower_sessions import session_answer
 from flower_psl.transport.stream_client import StreamClient
 from flower_psl.transport.stream_ticket import TICKET, Ticket
-from flower_psl.wire import Phase, records
+from flower_psl.wire import Phase, StepRequest, records
 
 _LOG = logging.getLogger("flwr.psl")
 
@@ -32,6 +34,9 @@ Handler = Callable[[ClientFn, Message, Context], Message]
 
 _STATE_ID = "psl-forward-id"
 _STATE_WEIGHTS = "psl-forward-weights"
+
+_STATE_LOCAL = "psl-local"
+_LOCAL = (Phase.TRAIN, Phase.SETTLE, Phase.COLLECT)
 
 _CLIENTS = ClientCache()
 _BACKGROUND = BackgroundSession()
@@ -91,6 +96,8 @@ def step(client_fn: ClientFn, message: Message, context: Context) -> Message:
     """Answer ``train.psl_step`` and ``evaluate.psl_step``."""
     request = records.decode_request(message.content)
     client = _CLIENTS.get(client_fn, context)
+    if request.phase in _LOCAL or (request.phase is Phase.EVALUATE and not request.weights):
+        return Message(_answer_alone(client, request, context), reply_to=message)
     if request.phase is Phase.FORWARD:
         _CLIENTS.start_step(request.id[:4])
         context.state[_STATE_ID] = ConfigRecord({"id": list(request.id)})
@@ -105,6 +112,18 @@ def step(client_fn: ClientFn, message: Message, context: Context) -> Message:
         ):
             request = replace(request, weights=records.decode_tensors(weights))
     return Message(records.encode_reply(client.handle(request)), reply_to=message)
+
+
+def _answer_alone(client: SplitClient, request: StepRequest, context: Context) -> RecordDict:
+    """Let a device go on with what it trains by itself, and put that away again."""
+    saved = context.state.get(_STATE_LOCAL)
+    if isinstance(saved, ConfigRecord) and isinstance(before := saved["state"], bytes):
+        client.local.state = before
+    reply = client.handle(request)
+    if (after := client.local.state) is not None:
+        context.state[_STATE_LOCAL] = ConfigRecord({"state": after})
+    client.local.state = None
+    return records.encode_reply(reply)
 
 
 @_says_why

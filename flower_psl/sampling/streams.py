@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     CLIENT_DATA = 5
     EVALUATION = 6
     ENCODING = 7
+    SERVER_ORDER = 8
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:

@@ -1,5 +1,6 @@
-"""What the server learns: the whole model, and one optimizer over all of it."""
+"""What the server learns: the whole model or its own segment, and one optimizer over it."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -15,21 +16,26 @@ LRSchedulerFn = Callable[[Optimizer, int], LRScheduler]
 
 
 class Learner:
-    """The model and its optimizer, updated once a step as in centralized training.
+    """The model and an optimizer of all that the server updates.
+
+    That is the whole model, updated once a step as in centralized training, or the server
+    segment alone.
 
     Parameters
     ----------
     model : SplitModel
         The model, on the device that the server computes on. It is changed.
     optimizer_fn : callable
-        Makes the optimizer of all parameters.
+        Makes the optimizer of the parameters.
     lr_scheduler_fn : callable, optional
         Makes a scheduler of the optimizer and the run's number of steps; it advances once
         a step.
     total_steps : int
         Steps of the run.
     max_grad_norm : float, optional
-        Bound on the norm of the whole gradient.
+        Bound on the norm of their gradient.
+    server_only : bool
+        Whether these are the server segment's, and clients update theirs by themselves.
     """
 
     def __init__(
@@ -40,15 +46,18 @@ class Learner:
         *,
         total_steps: int,
         max_grad_norm: float | None,
+        server_only: bool = False,
     ) -> None:
         self.model = model
+        self._parameters = list((model.server if server_only else model).parameters())
         self.client_parameters = {
             name: parameter
             for name, parameter in model.client.named_parameters()
             if parameter.requires_grad
         }
         self._client_names = {name for name, _ in model.client.named_parameters()}
-        self._optimizer = optimizer_fn(model.parameters())
+        self._optimizer_fn = optimizer_fn
+        self._optimizer = optimizer_fn(iter(self._parameters))
         self._scheduler = (
             None if lr_scheduler_fn is None else lr_scheduler_fn(self._optimizer, total_steps)
         )
@@ -67,7 +76,7 @@ class Learner:
     def start_step(self) -> None:
         """Drop the gradients of the step before."""
         # Of all parameters, also those that the optimizer was not given: clipping sees them.
-        for parameter in self.model.parameters():
+        for parameter in self._parameters:
             parameter.grad = None
 
     def update(
@@ -91,13 +100,36 @@ class Learner:
             parts = [gradients[name] for gradients in client_gradients if name in gradients]
             if parts:
                 parameter.grad = _sum(parts).to(parameter.device)
-        if self._max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(list(self.model.parameters()), self._max_grad_norm)
-        self._optimizer.step()
-        if self._scheduler is not None:
-            self._scheduler.step()
+        self.take_step()
+        self.advance_schedule()
         if any(client_moments):
             update_running_statistics(self.model.client, client_moments)
+
+    def take_step(self) -> None:
+        """Clip the gradients that are in place, and update."""
+        if self._max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        self._optimizer.step()
+
+    def advance_schedule(self) -> None:
+        """Let the learning rates go on."""
+        if self._scheduler is not None:
+            self._scheduler.step()
+
+    def server_copy(self) -> "Learner":
+        """Return a learner of a copy of the server segment alone, with a new optimizer.
+
+        It has no learning-rate schedule.
+        """
+        model = SplitModel(self.model.client, copy.deepcopy(self.model.server), at=self.model.at)
+        return Learner(
+            model,
+            self._optimizer_fn,
+            None,
+            total_steps=0,
+            max_grad_norm=self._max_grad_norm,
+            server_only=True,
+        )
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:

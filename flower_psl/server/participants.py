@@ -38,6 +38,7 @@ def gather(
     min_nodes: int,
     node_timeout_s: float,
     describe_timeout_s: float,
+    need_optimizers: bool = False,
 ) -> Participants:
     """Wait for nodes and let them describe themselves.
 
@@ -51,19 +52,28 @@ def gather(
         Nodes to wait for.
     node_timeout_s, describe_timeout_s : float
         Bounds on the wait for the nodes, and for their descriptions, in seconds.
+    need_optimizers : bool
+        Whether clients update their segments by themselves.
 
     Raises
     ------
     WaitError
         If too few nodes come, or one does not answer.
     ClientError
-        If two nodes have one client key, a segment differs, or no client has data.
+        If two nodes have one client key, a segment differs, one that has data lacks an
+        optimizer that it needs, or no client has data.
     """
     nodes = wait_for_nodes(transport, min_nodes, node_timeout_s)
     descriptions = transport.describe(nodes, describe_timeout_s)
     expected = segment_spec([*segment.named_parameters(), *segment.named_buffers()])
     for node, description in descriptions.items():
         _check_segment(node, expected, description.segment)
+        if need_optimizers and description.num_examples and not description.has_optimizer:
+            raise ClientError(
+                f"node {node}: its SplitClient has no optimizer_fn; with client_sync='round' and "
+                "'none' a device updates its segment by itself. Make it with SplitClient(..., "
+                "optimizer_fn=lambda params: torch.optim.SGD(params, lr=0.1))."
+            )
     node_of = _assign_keys(descriptions)
     if not any(descriptions[node].num_examples for node in node_of.values()):
         raise ClientError(

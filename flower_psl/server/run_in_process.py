@@ -57,15 +57,21 @@ def run_in_process(
     Raises
     ------
     ConfigError
-        If clients cannot be fused: their segments differ, a layer mixes the examples of a
-        batch (BatchNorm) or draws random numbers (dropout), the training data are not a
-        `TensorDataset`, or an encoding is chosen, which works client by client. Layers are
-        looked at in the first step.
+        If the strategy has a `client_strategy`, or clients cannot be fused: their segments
+        differ, a layer mixes the examples of a batch (BatchNorm) or draws random numbers
+        (dropout), the training data are not a `TensorDataset`, or an encoding is chosen, which
+        works client by client. Layers are looked at in the first step.
     PslError
         If the run cannot go on.
     """
     if fuse_clients:
         _check_can_fuse(strategy)
+    if strategy.client_strategy is not None:
+        raise ConfigError(
+            f"client_strategy is a {type(strategy.client_strategy).__name__}, which aggregates "
+            "Flower's messages, and those exist in a Flower run only; in process the client "
+            "segments are averaged. Leave it out, or call start() in a ServerApp."
+        )
     return strategy.run_over(
         InProcessTransport(clients, fuse=fuse_clients),
         initial_arrays,

@@ -1,7 +1,7 @@
 """Evaluation on the clients' own test data, where devices run only their segment."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -95,6 +95,8 @@ class SplitEvaluation:
         Where the server segment computes.
     encodings : Encodings
         How tensors travel.
+    apart : collection of int
+        Clients that evaluate a segment of their own.
     """
 
     transport: Transport
@@ -104,6 +106,7 @@ class SplitEvaluation:
     seed: int
     device: torch.device
     encodings: Encodings = field(default_factory=Encodings)
+    apart: Collection[int] = ()
 
     @torch.no_grad()
     def run(
@@ -165,7 +168,7 @@ class SplitEvaluation:
                         start=start,
                         batch_size=min(self.batch_size, count - start),
                     ),
-                    weights=weights,
+                    weights={} if key in self.apart else weights,
                     encodings=self.encodings,
                 )
                 for key, count in counts.items()

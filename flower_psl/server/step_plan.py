@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from flower_psl.sampling import BatchSchedule
 
+# The plan of a round is made once; a later plan would have a higher number.
+FIRST_PLAN = 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:

@@ -13,9 +13,13 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from flower_psl.errors import ConfigError, PslError
 from flower_psl.sampling import Sampler
+from flower_psl.server.client_aggregation import ClientMean
+from flower_psl.server.client_strategy_checks import check_client_strategy
+from flower_psl.server.flower_aggregation import FlowerAggregation
+from flower_psl.server.flower_records import to_arrays, to_result
 from flower_psl.server.learner import LRSchedulerFn, OptimizerFn
-from flower_psl.server.run_history import Metrics, RunHistory, StateDict
-from flower_psl.server.strategy_checks import check_strategy
+from flower_psl.server.run_history import Metrics, StateDict
+from flower_psl.server.strategy_checks import check_evaluate_fn, check_strategy
 from flower_psl.server.training_run import TrainingRun
 from flower_psl.split import LossFn, SplitModel
 from flower_psl.telemetry import RunRecorder
@@ -26,6 +30,8 @@ from flower_psl.wire import Encodings
 
 _LOG = logging.getLogger("flwr.psl")
 
+ClientSync = Literal["step", "round", "none"]
+ServerUpdateName = Literal["global-batch", "per-client-average", "per-client-sequential"]
 CentralEvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -36,7 +42,8 @@ class ParallelSplitLearning(Strategy):
     In each step the sampler decides how many examples every client contributes. Clients
     return the cut layer's activations, the server computes the loss over the whole global
     batch, and with ``client_sync="step"`` one optimizer updates the whole model with the
-    gradient that centralized training on the same examples has.
+    gradient that centralized training on the same examples has. With ``"round"`` and
+    ``"none"`` clients update their segments by themselves, and a step is one exchange.
 
     Arrays in and out are those of the whole model under its original ``state_dict`` keys.
 
@@ -48,16 +55,33 @@ class ParallelSplitLearning(Strategy):
         Makes each round's batch-size schedule.
     loss_fn : callable
         ``loss_fn(outputs, labels)``, a scalar over the global batch. It can have neither
-        parameters nor state from call to call, and sees no client parameter.
+        parameters nor state from call to call, and sees no client parameter. Unless
+        ``client_sync="step"`` it is a mean (or sum) over examples.
     optimizer_fn : callable
-        Makes one optimizer of all the model's parameters, in their original order.
+        Makes one optimizer of all the model's parameters, in their original order; of the
+        server segment's where clients update theirs.
     lr_scheduler_fn : callable, optional
         Makes a learning-rate scheduler of the optimizer and the run's number of steps
         (taken as those of the first round times the rounds). It advances once a step.
     max_grad_norm : float, optional
-        Clips the gradient of the whole model to this norm.
-    client_sync : {"step"}
-        What becomes of the client segments: gradients are summed in every step.
+        Clips the gradient of the whole model to this norm; of the server segment where
+        clients update theirs.
+    client_sync : {"step", "round", "none"}
+        What becomes of the client segments. Their gradients are summed in every step; or
+        clients update them with an optimizer of their own, and they are aggregated at the
+        end of each round; or they are never shared. Without a common segment there is no
+        whole model: the result has the server segment's arrays only, and evaluation is
+        that of the clients.
+    client_strategy : Strategy, optional
+        With ``client_sync="round"``: a strategy of ``flwr.serverapp.strategy`` that aggregates
+        the client segments' parameters, weighted by the examples that each client used in
+        the round; federated averaging unless given. BatchNorm's running statistics are
+        always averaged. A wrapper for differential privacy protects the client segment's
+        parameters and nothing else: activations and labels still reach the server.
+    server_update : {"global-batch", "per-client-average", "per-client-sequential"}
+        How the server segment learns where clients update theirs: from the global batch as
+        one; with a copy and an optimizer for each client, averaged at the end of each round
+        (SplitFed version 1); or from one client after the other, in random order (version 2).
     steps_per_round : int, optional
         Ends a round before it has gone through all examples.
     fraction_evaluate : float
@@ -102,7 +126,9 @@ class ParallelSplitLearning(Strategy):
     _: KW_ONLY
     lr_scheduler_fn: LRSchedulerFn | None = None
     max_grad_norm: float | None = None
-    client_sync: Literal["step"] = "step"
+    client_sync: ClientSync = "step"
+    client_strategy: Strategy | None = None
+    server_update: ServerUpdateName = "global-batch"
     steps_per_round: int | None = None
     fraction_evaluate: float = 1.0
     evaluate_batch_size: int = 256
@@ -121,6 +147,8 @@ class ParallelSplitLearning(Strategy):
     def __post_init__(self) -> None:
         """Refuse values out of range, before anything starts."""
         check_strategy(self)
+        if self.client_strategy is not None:
+            check_client_strategy(self.client_strategy, self.min_available_nodes)
 
     @property
     def sampler_name(self) -> str:
@@ -159,7 +187,7 @@ class ParallelSplitLearning(Strategy):
             Must be empty: devices are told all they need by the protocol.
         evaluate_fn : callable, optional
             Central evaluation ``(server_round, arrays)``, before the first round (as
-            round 0) and after each.
+            round 0) and after each. None with ``client_sync="none"``.
 
         Returns
         -------
@@ -172,6 +200,7 @@ class ParallelSplitLearning(Strategy):
             If the run cannot go on; the message says where and why.
         """
         self._remove_earlier_results()
+        check_evaluate_fn(self, evaluate_fn)
         for name, config in (("train_config", train_config), ("evaluate_config", evaluate_config)):
             if config:
                 raise ConfigError(
@@ -226,11 +255,12 @@ class ParallelSplitLearning(Strategy):
             If the run cannot go on.
         """
         self._remove_earlier_results()
+        check_evaluate_fn(self, evaluate_fn)
 
         def evaluate(server_round: int, state_dict: StateDict) -> Metrics | None:
             if evaluate_fn is None:
                 return None
-            metrics = evaluate_fn(server_round, _arrays(state_dict))
+            metrics = evaluate_fn(server_round, to_arrays(state_dict))
             return None if metrics is None else dict(metrics)
 
         self.summary()
@@ -245,9 +275,14 @@ class ParallelSplitLearning(Strategy):
             num_rounds=num_rounds,
             round_timeout_s=timeout,
             evaluate_fn=evaluate,
+            aggregation=(
+                ClientMean()
+                if self.client_strategy is None
+                else FlowerAggregation(self.client_strategy)
+            ),
         )
         try:
-            return _result(run.run(min_nodes))
+            return to_result(run.run(min_nodes))
         finally:
             if self.recorder is not None:
                 self.recorder.close()
@@ -286,6 +321,12 @@ class ParallelSplitLearning(Strategy):
         _LOG.info("Parallel split learning with %r", self.sampler)
         for name in ("client_sync", "steps_per_round", "max_grad_norm", "fraction_evaluate"):
             _LOG.info("\t%s: %s", name, getattr(self, name))
+        if self.client_sync != "step":
+            _LOG.info("\tserver_update: %s", self.server_update)
+            if self.client_sync == "round":
+                given = self.client_strategy
+                name = "mean" if given is None else type(given).__name__
+                _LOG.info("\tclient_strategy: %s", name)
         _LOG.info("\t%s", self.encodings)
         _LOG.info("\tcut: %r, seed: %d, device: %s", self.model.at, self.seed, self.device)
 
@@ -293,22 +334,5 @@ class ParallelSplitLearning(Strategy):
 def _refuse(method: str) -> NoReturn:
     raise PslError(
         f"{method}() is one exchange of messages a round; a round of parallel split learning has "
-        "two for every step. Call start() instead."
-    )
-
-
-def _arrays(state_dict: StateDict) -> ArrayRecord:
-    return ArrayRecord({name: tensor.cpu() for name, tensor in state_dict.items()})
-
-
-def _result(history: RunHistory) -> Result:
-    return Result(
-        arrays=_arrays(history.state_dict),
-        train_metrics_clientapp={k: MetricRecord(v) for k, v in history.train.items()},
-        evaluate_metrics_clientapp={
-            k: MetricRecord(v) for k, v in history.split_evaluation.items()
-        },
-        evaluate_metrics_serverapp={
-            k: MetricRecord(v) for k, v in history.central_evaluation.items()
-        },
+        "one or two for every step. Call start() instead."
     )

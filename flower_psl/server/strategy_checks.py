@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, get_args
 import torch
 
 from flower_psl.errors import ConfigError
+from flower_psl.server.updates import SERVER_UPDATES
 from flower_psl.split import SplitModel, check_loss_fn
 from flower_psl.transport.open_transport import TransportName
 from flower_psl.transport.stream_settings import StreamSettings
 from flower_psl.wire import Encodings
+
+_CLIENT_SYNCS = ("step", "round", "none")
 
 if TYPE_CHECKING:
     from flower_psl.server.strategy import ParallelSplitLearning
@@ -35,8 +38,25 @@ def check_strategy(strategy: "ParallelSplitLearning") -> None:
         )
     check_loss_fn(strategy.loss_fn)
     _check_functions(strategy)
+    _check_client_sync(strategy)
     _check_choices(strategy)
     _check_numbers(strategy)
+
+
+def check_evaluate_fn(strategy: "ParallelSplitLearning", evaluate_fn: object) -> None:
+    """Refuse central evaluation where there is no whole model.
+
+    Raises
+    ------
+    ConfigError
+        If there is an `evaluate_fn` and clients do not share their segments.
+    """
+    if evaluate_fn is not None and strategy.client_sync == "none":
+        raise ConfigError(
+            "evaluate_fn is given with client_sync='none'; each client keeps a segment of its "
+            "own, so no model is there to evaluate centrally. Leave it out: clients with a "
+            "test_set evaluate over the cut."
+        )
 
 
 def _check_functions(strategy: "ParallelSplitLearning") -> None:
@@ -52,9 +72,31 @@ def _check_functions(strategy: "ParallelSplitLearning") -> None:
         )
 
 
+def _check_client_sync(strategy: "ParallelSplitLearning") -> None:
+    sync, update = strategy.client_sync, strategy.server_update
+    if sync not in _CLIENT_SYNCS:
+        raise ConfigError(f"client_sync is {sync!r}; it is one of {', '.join(_CLIENT_SYNCS)}")
+    if update not in SERVER_UPDATES:
+        raise ConfigError(f"server_update is {update!r}; it is one of {', '.join(SERVER_UPDATES)}")
+    if sync == "step" and update != "global-batch":
+        raise ConfigError(
+            f"server_update is {update!r} with client_sync='step', where one optimizer updates "
+            "the whole model from the global batch; choose client_sync='round' or 'none'"
+        )
+    if sync != "round" and strategy.client_strategy is not None:
+        raise ConfigError(
+            f"client_strategy is given with client_sync={sync!r}; it aggregates client segments "
+            "at the end of a round. Choose client_sync='round', or leave it out."
+        )
+    if update == "per-client-average" and strategy.lr_scheduler_fn is not None:
+        raise ConfigError(
+            "lr_scheduler_fn is given with server_update='per-client-average', whose optimizers "
+            "are new in every round and know no schedule of the run; leave it out, or choose "
+            "another server_update"
+        )
+
+
 def _check_choices(strategy: "ParallelSplitLearning") -> None:
-    if strategy.client_sync != "step":
-        raise ConfigError(f"client_sync is {strategy.client_sync!r}; it can be 'step'")
     transports = get_args(TransportName)
     if strategy.transport not in transports:
         raise ConfigError(

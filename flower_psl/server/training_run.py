@@ -12,11 +12,12 @@ import torch
 
 from flower_psl.errors import ConfigError, WaitError
 from flower_psl.sampling import BatchSchedule
-from flower_psl.server.global_step import GlobalStep
-from flower_psl.server.learner import Learner
+from flower_psl.server.client_aggregation import ClientAggregation
+from flower_psl.server.make_step import make_step
 from flower_psl.server.participants import Participants, gather
 from flower_psl.server.run_history import Metrics, RunHistory, StateDict
 from flower_psl.server.split_evaluation import SplitEvaluation, sample_clients
+from flower_psl.server.split_step import StepTaker
 from flower_psl.server.step_plan import step_plans, with_next
 from flower_psl.split import SplitModel, batch_norm_layers
 from flower_psl.telemetry import Progress, RoundRecord, RunInfo
@@ -47,6 +48,8 @@ class TrainingRun:
         Bound on the waiting in one round, in seconds.
     evaluate_fn : callable, optional
         Central evaluation of a whole model's state dict.
+    aggregation : ClientAggregation
+        What makes one client segment of all, with ``client_sync="round"``.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class TrainingRun:
         num_rounds: int,
         round_timeout_s: float,
         evaluate_fn: EvaluateFn | None,
+        aggregation: ClientAggregation,
     ) -> None:
         if num_rounds < 1:
             raise ConfigError(f"num_rounds is {num_rounds}; a run has 1 round or more")
@@ -69,6 +73,7 @@ class TrainingRun:
         self._num_rounds = num_rounds
         self._round_timeout_s = round_timeout_s
         self._evaluate_fn = evaluate_fn
+        self._aggregation = aggregation
         self._device = torch.device(strategy.device)
         self._progress = Progress(num_rounds, log=_LOG.info)
         self._history = RunHistory()
@@ -93,24 +98,28 @@ class TrainingRun:
             min_nodes=min_nodes,
             node_timeout_s=strategy.node_timeout_s,
             describe_timeout_s=strategy.step_timeout_s,
+            need_optimizers=strategy.client_sync != "step",
         )
         schedule = self._plan(participants, 1)
-        learner = Learner(
+        stepper = make_step(
+            strategy,
             self._model,
-            strategy.optimizer_fn,
-            strategy.lr_scheduler_fn,
+            self._transport,
+            participants,
+            self._aggregation,
             total_steps=self._num_steps(schedule) * self._num_rounds,
-            max_grad_norm=strategy.max_grad_norm,
         )
         self._announce(participants, schedule)
-        self._evaluate(0, learner, participants, started=time.monotonic(), steps=0)
+        self._evaluate(0, stepper, participants, started=time.monotonic(), steps=0)
         for server_round in range(1, self._num_rounds + 1):
             started = time.monotonic()
             if server_round > 1:
                 schedule = self._plan(participants, server_round)
-            self._train(server_round, schedule, learner, participants)
-            self._evaluate(server_round, learner, participants, started, self._num_steps(schedule))
-        history.state_dict = self._model.state_dict()
+            self._train(server_round, schedule, stepper, participants)
+            self._evaluate(server_round, stepper, participants, started, self._num_steps(schedule))
+        # Without a common client segment there is no whole model.
+        whole = strategy.client_sync != "none"
+        history.state_dict = (self._model if whole else self._model.server).state_dict()
         if strategy.recorder is not None:
             summary = strategy.recorder.finish(history.state_dict, self._transport.refused)
             _LOG.info("results are in %s", summary.parent)
@@ -175,20 +184,11 @@ class TrainingRun:
         self,
         server_round: int,
         schedule: BatchSchedule,
-        learner: Learner,
+        stepper: StepTaker,
         participants: Participants,
     ) -> None:
         """Take the steps of one round."""
         strategy = self._strategy
-        stepper = GlobalStep(
-            transport=self._transport,
-            nodes=participants.nodes,
-            learner=learner,
-            loss_fn=strategy.loss_fn,
-            seed=strategy.seed,
-            device=self._device,
-            encodings=strategy.encodings,
-        )
         deadline = time.monotonic() + self._round_timeout_s
         num_steps = self._num_steps(schedule)
         self._progress.start_round(server_round, num_steps)
@@ -222,7 +222,7 @@ class TrainingRun:
     def _evaluate(
         self,
         server_round: int,
-        learner: Learner,
+        stepper: StepTaker,
         participants: Participants,
         started: float,
         steps: int,
@@ -245,8 +245,9 @@ class TrainingRun:
                 seed=strategy.seed,
                 device=self._device,
                 encodings=strategy.encodings,
+                apart=stepper.apart,
             )
-            weights = learner.client_weights(strategy.encodings.weights)
+            weights = stepper.learner.client_weights(strategy.encodings.weights)
             history.split_evaluation[server_round] = evaluation.run(
                 self._model, weights, keys, server_round, strategy.step_timeout_s
             )

@@ -6,7 +6,13 @@ from flower_psl.split.batch_norm import (
     update_running_statistics,
 )
 from flower_psl.split.check import SplitReport, check_split
-from flower_psl.split.client_pass import ClientPass, Inputs, segment_tensors
+from flower_psl.split.client_pass import (
+    ClientPass,
+    Inputs,
+    load_tensors,
+    segment_tensors,
+    trained_tensors,
+)
 from flower_psl.split.cut import cut
 from flower_psl.split.example_wise import check_example_wise
 from flower_psl.split.group_norm import to_group_norm
@@ -27,8 +33,10 @@ __all__ = [
     "check_moments",
     "check_split",
     "cut",
+    "load_tensors",
     "seeded",
     "segment_tensors",
     "to_group_norm",
+    "trained_tensors",
     "update_running_statistics",
 ]

@@ -33,6 +33,15 @@ def batch_norm_layers(segment: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
+def running_statistics(segment: nn.Module) -> set[str]:
+    """Return the names of the buffers in which BatchNorm keeps its running statistics."""
+    return {
+        f"{layer}.{part}" if layer else part
+        for layer in batch_norm_layers(segment)
+        for part in ("running_mean", "running_var", "num_batches_tracked")
+    }
+
+
 @contextmanager
 def record_moments(segment: nn.Module) -> Iterator[Moments]:
     """Collect the moments of every BatchNorm input while the block runs.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flower_psl.errors import CutError
-from flower_psl.split.batch_norm import Moments, batch_norm_layers, record_moments
+from flower_psl.split.batch_norm import Moments, record_moments, running_statistics
 from flower_psl.split.randomness import seeded
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -66,6 +66,26 @@ def segment_tensors(segment: nn.Module) -> dict[str, Tensor]:
     """
     tensors = [*segment.named_parameters(), *segment.named_buffers()]
     return {name: tensor.detach().contiguous() for name, tensor in tensors}
+
+
+@torch.no_grad()
+def load_tensors(segment: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy values into a segment's parameters and buffers of the same names."""
+    for name, tensor in [*segment.named_parameters(), *segment.named_buffers()]:
+        if name in values:
+            tensor.copy_(values[name])
+
+
+def trained_tensors(segment: nn.Module) -> dict[str, Tensor]:
+    """Return, as `segment_tensors` does, what training changes.
+
+    These are the trainable parameters and BatchNorm's running statistics: a forward pass
+    that changes another buffer is refused.
+    """
+    changing = running_statistics(segment) | {
+        name for name, parameter in segment.named_parameters() if parameter.requires_grad
+    }
+    return {name: value for name, value in segment_tensors(segment).items() if name in changing}
 
 
 def forward(
@@ -141,11 +161,7 @@ def forward(
 @contextmanager
 def _constant_buffers(segment: nn.Module, buffers: Mapping[str, Tensor]) -> Iterator[None]:
     """Refuse a pass that writes into, or replaces, a buffer other than BatchNorm's."""
-    constant = set(buffers) - {
-        f"{layer}.{part}" if layer else part
-        for layer in (batch_norm_layers(segment) if buffers else ())
-        for part in ("running_mean", "running_var", "num_batches_tracked")
-    }
+    constant = set(buffers) - (running_statistics(segment) if buffers else set())
     if not constant:
         yield
         return

@@ -4,6 +4,7 @@
 messages travel, so that nothing else needs flwr.
 """
 
+from flower_psl.wire.check_weights import check_weights
 from flower_psl.wire.decode_reply import decode_reply
 from flower_psl.wire.describe import (
     PROTOCOL_VERSION,
@@ -30,6 +31,7 @@ from flower_psl.wire.step import (
     check_belongs,
     check_gradients,
 )
+from flower_psl.wire.tensors import is_finite
 
 __all__ = [
     "ENCODINGS",
@@ -45,11 +47,13 @@ __all__ = [
     "check_batch",
     "check_belongs",
     "check_gradients",
+    "check_weights",
     "decode_batch",
     "decode_parameters",
     "decode_reply",
     "differences",
     "encode_batch",
     "encode_parameters",
+    "is_finite",
     "segment_spec",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 from flower_psl.errors import ProtocolError
 
 # Raised whenever a request or a reply changes its meaning.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class DescribeReply:
         Examples in its training and test data.
     segment : mapping of str to TensorSpec
         Parameters and buffers of its client segment.
+    has_optimizer : bool
+        Whether it can update its segment by itself.
     version : int
         The protocol it speaks.
     """
@@ -56,6 +58,7 @@ class DescribeReply:
     num_examples: int
     num_test_examples: int
     segment: Mapping[str, TensorSpec]
+    has_optimizer: bool = False
     version: int = PROTOCOL_VERSION
 
     def __post_init__(self) -> None:

@@ -20,8 +20,9 @@ Config = dict[str, int | float | str | list[int] | list[str]]
 
 _ID = "id"
 _PHASE = "phase"
+_PREVIOUS = "previous"
 _DTYPE = "activation-dtype"
-_GROUPS = ("gradients", "moments")
+_GROUPS = ("gradients", "moments", "weights")
 
 
 def step_config(step: StepId) -> Config:
@@ -31,9 +32,11 @@ def step_config(step: StepId) -> Config:
 
 def request_config(request: StepRequest) -> Config:
     """Return the small values of a request."""
+    previous: Config = {} if request.previous is None else {_PREVIOUS: list(request.previous)}
     return {
         _PHASE: str(request.phase),
         **step_config(request.id),
+        **previous,
         **request.encodings.to_config(),
     }
 
@@ -65,6 +68,7 @@ def request_of(
         id=step_id_of(config),
         weights=weights,
         gradient=tensors.get("gradient"),
+        previous=_step_id(config, _PREVIOUS) if _PREVIOUS in config else None,
         extras=extras,
         encodings=Encodings.from_config(config),
     )
@@ -132,6 +136,7 @@ def reply_of(config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Ste
         gradients=groups["gradients"],
         unused=tuple(unused),
         moments=groups["moments"],
+        weights=groups["weights"],
         compute_s=_seconds(config, "compute-s"),
         encode_s=_seconds(config, "encode-s"),
     )
@@ -149,6 +154,7 @@ def description_config(reply: DescribeReply) -> Config:
         "client-key": -1 if reply.client_key is None else reply.client_key,
         "num-examples": reply.num_examples,
         "num-test-examples": reply.num_test_examples,
+        "has-optimizer": reply.has_optimizer,
         "segment": json.dumps(segment),
     }
 
@@ -183,6 +189,7 @@ def description_of(config: Mapping[str, object]) -> DescribeReply:
         num_examples=numbers["num-examples"],
         num_test_examples=numbers["num-test-examples"],
         segment=segment,
+        has_optimizer=config.get("has-optimizer") is True,
     )
 
 
@@ -218,11 +225,17 @@ def step_id_of(config: Mapping[str, object]) -> StepId:
     ProtocolError
         If it is missing or is not one.
     """
-    value = config.get(_ID)
+    return _step_id(config, _ID)
+
+
+def _step_id(config: Mapping[str, object], name: str) -> StepId:
+    value = config.get(name)
     if (
         not isinstance(value, list)
         or len(value) != len(StepId._fields)
         or not all(isinstance(number, int) for number in value)
     ):
-        raise ProtocolError(f"id {value!r} is not the {len(StepId._fields)} integers of a step")
+        raise ProtocolError(
+            f"{name} {value!r} is not the {len(StepId._fields)} integers of a step"
+        )
     return StepId(*(int(number) for number in value))

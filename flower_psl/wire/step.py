@@ -19,6 +19,9 @@ class Phase(StrEnum):
     FORWARD = "forward"
     BACKWARD = "backward"
     EVALUATE = "evaluate"
+    TRAIN = "train"
+    SETTLE = "settle"
+    COLLECT = "collect"
 
 
 class StepId(NamedTuple):
@@ -65,14 +68,20 @@ class StepRequest:
     ----------
     phase : Phase
         A forward pass in training, the backward pass that belongs to it, or a forward
-        pass over test data.
+        pass over test data. A client that updates its own segment is asked to train: to
+        take the gradient of its step before, and go forward in this one. At the end of a
+        round it is asked to settle, to take the gradient that is left, or to collect, to
+        return what it has trained besides.
     id : StepId
         The step, the client and its examples.
     weights : mapping of str to Tensor
         Parameters and buffers of the client segment. A backward request has none: they
-        are those of its forward request.
+        are those of its forward request. With a request to train, the client starts anew
+        from them; without, it goes on with its own, and so it does in evaluation.
     gradient : Tensor or None
-        Backward only: the gradient of the loss by this client's activations.
+        The gradient of the loss by this client's activations in the step `settles`.
+    previous : StepId or None
+        Train only: the client's step before, which the gradient belongs to.
     extras : mapping of str to Tensor
         What decoding the gradient needs besides, such as ``gradient|scale``.
     encodings : Encodings
@@ -83,6 +92,7 @@ class StepRequest:
     id: StepId
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     gradient: Tensor | None = None
+    previous: StepId | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     encodings: Encodings = field(default_factory=Encodings)
 
@@ -93,18 +103,35 @@ class StepRequest:
                 f"{self.id}: a request for {self.id.batch_size} examples from {self.id.start}; no "
                 "number may be negative and a client with nothing to give is left alone"
             )
-        if (self.gradient is not None) is not (self.phase is Phase.BACKWARD):
+        if self.previous is not None and self.phase is not Phase.TRAIN:
+            raise ProtocolError(
+                f"{self.id}: a {self.phase} request names a step before; only a request to train "
+                "goes on from one"
+            )
+        settles = self.settles
+        if (self.gradient is None) is not (settles is None):
             raise ProtocolError(
                 f"{self.id}: a {self.phase} request with"
                 f"{'out' if self.gradient is None else ''} a gradient; a gradient belongs to a "
-                "backward request and to no other"
+                "step that waits for it: that of a backward, settle or collect request, and the "
+                "one that a request to train names as previous. No other request has one."
             )
-        if self.gradient is not None:
-            if self.gradient.dim() == 0 or len(self.gradient) != self.id.batch_size:
+        if self.gradient is not None and settles is not None:
+            if self.gradient.dim() == 0 or len(self.gradient) != settles.batch_size:
                 raise ProtocolError(
-                    f"{self.id}: a cut gradient of shape {tuple(self.gradient.shape)} for "
-                    f"{self.id.batch_size} examples; its first size is the number of examples"
+                    f"{settles}: a cut gradient of shape {tuple(self.gradient.shape)} for "
+                    f"{settles.batch_size} examples; its first size is the number of examples"
                 )
+
+    @property
+    def settles(self) -> StepId | None:
+        """The step whose gradient is enclosed."""
+        match self.phase:
+            case Phase.TRAIN:
+                return self.previous
+            case Phase.BACKWARD | Phase.SETTLE | Phase.COLLECT:
+                return self.id
+        return None
 
     @property
     def payload_bytes(self) -> int:
@@ -124,19 +151,21 @@ class StepReply:
     id : StepId
         The id of the request.
     activations : Tensor or None
-        Forward and evaluate: the cut layer's output, ``(batch_size, ...)``.
+        Forward, train and evaluate: the cut layer's output, ``(batch_size, ...)``.
     activation_dtype : torch.dtype or None
         What the activations were before they were encoded.
     extras : mapping of str to Tensor
         What decoding the activations needs besides, such as ``activations|scale``.
     labels : Tensor or None
-        Forward and evaluate: ``(batch_size, ...)``.
+        Forward, train and evaluate: ``(batch_size, ...)``.
     gradients : mapping of str to Tensor
         Backward: gradient by parameter.
     unused : tuple of str
         Backward: trainable parameters that the activations do not depend on.
     moments : mapping of str to Tensor
         Forward: moments of the inputs of BatchNorm layers, see `split.batch_norm`.
+    weights : mapping of str to Tensor
+        Collect: the trainable parameters and BatchNorm's running statistics, never encoded.
     compute_s, encode_s : float
         Seconds that the client computed, and that it encoded and decoded.
     exchange_s : float or None
@@ -153,6 +182,7 @@ class StepReply:
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     moments: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
     compute_s: float = 0.0
     encode_s: float = 0.0
     exchange_s: float | None = None
@@ -171,7 +201,7 @@ class StepReply:
     def payload_bytes(self) -> int:
         """Bytes of the tensors that travel."""
         batch = [tensor for tensor in (self.activations, self.labels) if tensor is not None]
-        groups = (self.extras, self.gradients, self.moments)
+        groups = (self.extras, self.gradients, self.moments, self.weights)
         return payload_bytes([*batch, *(part for group in groups for part in group.values())])
 
 

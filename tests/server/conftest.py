@@ -69,7 +69,9 @@ def clients(
     train_sets: dict[int, TensorDataset], test_sets: dict[int, TensorDataset]
 ) -> dict[int, SplitClient]:
     return {
-        key: SplitClient(cut(build_model(), at="1").client, train_sets[key], test_sets[key])
+        key: SplitClient(
+            cut(build_model(), at="1").client, train_sets[key], test_sets[key], optimizer_fn=sgd
+        )
         for key in NUM_EXAMPLES
     }
 

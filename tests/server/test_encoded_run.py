@@ -17,7 +17,7 @@ from flower_psl import (
     SplitClient,
     run_in_process,
 )
-from flower_psl.server import training_run
+from flower_psl.server import make_step
 from flower_psl.server.global_step import GlobalStep
 from flower_psl.telemetry import StepRecord
 from flower_psl.transport import Device
@@ -127,7 +127,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[StepRecord]:
             kept.append(super().run(*args, **kwargs))
             return kept[-1]
 
-    monkeypatch.setattr(training_run, "GlobalStep", Kept)
+    monkeypatch.setattr(make_step, "GlobalStep", Kept)
     return kept
 
 

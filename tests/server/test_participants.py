@@ -1,5 +1,6 @@
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -75,6 +76,28 @@ def test_descriptions_have_a_bound_of_their_own() -> None:
     transport = Described({1: reply(0)})
     gather(transport, SEGMENT, min_nodes=1, node_timeout_s=0.0, describe_timeout_s=7.0)
     assert transport.timeout_s == 7.0
+
+
+def test_a_device_that_trains_needs_an_optimizer_if_it_is_to_do_so_by_itself() -> None:
+    able = replace(reply(1), has_optimizer=True)
+    found = {100: able, 200: reply(2), 300: reply(3, 0)}
+
+    def meet_them(descriptions: Mapping[int, DescribeReply]) -> Participants:
+        return gather(
+            Described(descriptions),
+            SEGMENT,
+            min_nodes=1,
+            node_timeout_s=0.0,
+            describe_timeout_s=7.0,
+            need_optimizers=True,
+        )
+
+    with pytest.raises(
+        ClientError, match=r"node 200: its SplitClient has no optimizer_fn; .*Make"
+    ):
+        meet_them(found)
+    # One without training data never trains.
+    assert list(meet_them({100: able, 300: found[300]}).nodes) == [1, 3]
 
 
 def test_two_nodes_with_one_key_are_refused() -> None:

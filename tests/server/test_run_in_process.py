@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import FedAdam
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import TensorDataset
@@ -190,3 +191,35 @@ def test_encodings_and_other_modes_of_sharing_are_not_fused(
         match=r"fuse_clients with client_sync='round'; only clients that share .* Leave",
     ):
         run_in_process(own_weights, clients, arrays, fuse_clients=True)
+
+
+def test_a_strategy_of_flower_needs_a_run(
+    make_strategy: Make, clients: dict[int, SplitClient], arrays: ArrayRecord
+) -> None:
+    strategy = make_strategy(client_sync="round", client_strategy=FedAdam())
+    with pytest.raises(
+        ConfigError, match=r"client_strategy is a FedAdam, .* exist in a Flower run only; .* Leave"
+    ):
+        run_in_process(strategy, clients, arrays)
+
+
+def test_without_a_common_segment_there_is_nothing_to_evaluate_centrally(
+    make_strategy: Make, clients: dict[int, SplitClient], arrays: ArrayRecord
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"evaluate_fn is given with client_sync='none'; .* Leave it out"
+    ):
+        run_in_process(
+            make_strategy(client_sync="none"),
+            clients,
+            arrays,
+            evaluate_fn=lambda server_round, whole: None,
+        )
+
+
+@pytest.mark.parametrize("sync", ["round", "none"])
+def test_a_second_run_trains_as_the_first(
+    make_strategy: Make, clients: dict[int, SplitClient], arrays: ArrayRecord, sync: str
+) -> None:
+    strategy = make_strategy(client_sync=sync)
+    assert same(weights(strategy, clients, arrays), weights(strategy, clients, arrays))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAvg, Strategy
 from torch import nn
 
 from flower_psl import (
@@ -98,6 +98,36 @@ def test_a_run_over_messages_gives_the_bits_of_one_in_process(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert over_messages.train_metrics_clientapp == direct.train_metrics_clientapp
     assert over_messages.evaluate_metrics_clientapp == direct.evaluate_metrics_clientapp
+
+
+@pytest.mark.parametrize("client_strategy", [None, FedAvg()])
+def test_client_segments_are_averaged_over_messages_as_in_process(
+    make_strategy: Make,
+    clients: dict[int, SplitClient],
+    arrays: ArrayRecord,
+    fake_grid: "type[FakeGrid]",
+    client_strategy: Strategy | None,
+) -> None:
+    settings: dict[str, Any] = {"client_sync": "round", "transport": "messages"}
+    direct = run_in_process(make_strategy(**settings), clients, arrays, num_rounds=2)
+    grid = fake_grid({1000 - key: node(client, key) for key, client in clients.items()})
+    strategy = make_strategy(client_strategy=client_strategy, **settings)
+    over_messages = strategy.start(grid, arrays, num_rounds=2)
+    ours, theirs = (result.arrays.to_torch_state_dict() for result in (over_messages, direct))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert over_messages.train_metrics_clientapp == direct.train_metrics_clientapp
+    assert over_messages.evaluate_metrics_clientapp == direct.evaluate_metrics_clientapp
+
+
+def test_central_evaluation_of_segments_that_are_apart_is_refused_before_anyone_is_asked(
+    make_strategy: Make, arrays: ArrayRecord, fake_grid: "type[FakeGrid]"
+) -> None:
+    grid = fake_grid({})
+    with pytest.raises(ConfigError, match=r"evaluate_fn is given with client_sync='none'"):
+        make_strategy(client_sync="none").start(
+            grid, arrays, evaluate_fn=lambda server_round, whole: None
+        )
+    assert grid.pushed == []
 
 
 @pytest.mark.parametrize("transport", ["auto", "stream", "messages"])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from flwr.serverapp.strategy import FedAvg, QFedAvg
 from torch import nn
 
 from flower_psl import ConfigError, ParallelSplitLearning
@@ -18,7 +19,40 @@ Make = Callable[..., ParallelSplitLearning]
         ({"sampler": 32}, "sampler is 32; it needs a method schedule"),
         ({"loss_fn": "mse"}, "loss_fn is 'mse'; it must be a function"),
         ({"loss_fn": nn.Linear(3, 1)}, r"loss_fn has parameters of its own, \['weight', 'bias'\]"),
-        ({"client_sync": "round"}, "client_sync is 'round'; it can be 'step'"),
+        ({"client_sync": "rounds"}, "client_sync is 'rounds'; it is one of step, round, none"),
+        ({"client_sync": None}, "client_sync is None; it is one of step"),
+        (
+            {"server_update": "sum"},
+            "server_update is 'sum'; it is one of global-batch, per-client",
+        ),
+        (
+            {"server_update": "per-client-average"},
+            "server_update is 'per-client-average' with client_sync='step', .* choose client_sync",
+        ),
+        (
+            {"client_strategy": FedAvg()},
+            "client_strategy is given with client_sync='step'; .* Choose client_sync='round'",
+        ),
+        (
+            {"client_strategy": FedAvg(), "client_sync": "none"},
+            "client_strategy is given with client_sync='none'",
+        ),
+        (
+            {"client_strategy": FedAvg(min_train_nodes=5), "client_sync": "round"},
+            "client_strategy wants 5 nodes and the run waits for 2",
+        ),
+        (
+            {"client_strategy": QFedAvg(0.1), "client_sync": "round"},
+            "client_strategy is a QFedAvg, which cannot aggregate",
+        ),
+        (
+            {
+                "client_sync": "round",
+                "server_update": "per-client-average",
+                "lr_scheduler_fn": lambda optimizer, steps: None,
+            },
+            "lr_scheduler_fn is given with server_update='per-client-average', .* leave it out",
+        ),
         ({"transport": "http"}, "transport is 'http'; it is one of auto, stream, messages"),
         ({"transport": ""}, "transport is ''; it is one of auto"),
         ({"fraction_evaluate": "all"}, "fraction_evaluate is 'all'; it is a share from 0 to 1"),

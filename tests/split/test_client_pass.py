@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flower_psl import CutError
-from flower_psl.split import segment_tensors
+from flower_psl.split import load_tensors, segment_tensors, trained_tensors
 from flower_psl.split.client_pass import ClientPass, forward
 
 
@@ -244,3 +244,30 @@ def test_running_statistics_of_instance_norm_are_refused() -> None:
 
 def test_a_segment_that_is_a_batch_norm_layer_passes() -> None:
     assert set(run(nn.BatchNorm1d(3), torch.rand(4, 3)).moments) == {".mean", ".var", ".count"}
+
+
+def test_tensors_are_loaded_whatever_their_memory_looks_like() -> None:
+    segment = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4))
+    segment = segment.to(memory_format=torch.channels_last)
+    values = {
+        name: torch.rand(tensor.shape).to(tensor.dtype)
+        for name, tensor in segment_tensors(segment).items()
+        if name != "0.bias"
+    }
+    bias = segment.state_dict()["0.bias"].clone()
+    load_tensors(segment, values)
+    assert not segment.state_dict()["0.weight"].is_contiguous()
+    loaded = segment_tensors(segment)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in values.items())
+    assert torch.equal(loaded["0.bias"], bias)
+
+
+def test_what_training_changes_is_what_is_trained_and_running_statistics() -> None:
+    segment = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4, affine=False))
+    segment[0].requires_grad_(False)
+    segment.register_buffer("constant", torch.ones(2))
+    assert list(trained_tensors(segment)) == [
+        *("1.weight", "1.bias"),
+        *("1.running_mean", "1.running_var", "1.num_batches_tracked"),
+        *("2.running_mean", "2.running_var", "2.num_batches_tracked"),
+    ]

@@ -42,7 +42,7 @@ def test_a_ticket_with_another_type_is_refused_by_name(name: str, value: object)
 def test_a_ticket_of_another_protocol_is_refused() -> None:
     values = {**TICKET.to_values(), "version": 99}
     with pytest.raises(
-        ProtocolError, match=r"protocol 99 .*this side speaks 2. Install the same flower-psl"
+        ProtocolError, match=r"protocol 99 .*this side speaks 3. Install the same flower-psl"
     ):
         Ticket.from_values(values)
 

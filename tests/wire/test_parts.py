@@ -20,6 +20,13 @@ ID = StepId(seed=7, server_round=2, plan=0, step=40, client_key=2**63 - 1, start
 WEIGHTS = {"w": torch.rand(2, 2), "bn.num_batches_tracked": torch.tensor(4)}
 FORWARD = StepRequest(phase=Phase.FORWARD, id=ID, weights=WEIGHTS)
 BACKWARD = StepRequest(phase=Phase.BACKWARD, id=ID, gradient=torch.rand(2, 3))
+TRAIN = StepRequest(
+    phase=Phase.TRAIN,
+    id=ID,
+    weights=WEIGHTS,
+    previous=ID._replace(step=38, batch_size=3),
+    gradient=torch.rand(3, 3),
+)
 REPLY = StepReply(
     phase=Phase.FORWARD,
     id=ID,
@@ -28,6 +35,7 @@ REPLY = StepReply(
     gradients={"block/conv.weight": torch.rand(2)},
     unused=("block/conv.bias", "spare"),
     moments={"bn.mean": torch.rand(1, 2).double(), "bn.count": torch.tensor([4])},
+    weights={"block/conv.weight": torch.rand(2)},
     compute_s=0.25,
 )
 DESCRIPTION = DescribeReply(
@@ -35,6 +43,7 @@ DESCRIPTION = DescribeReply(
     num_examples=10,
     num_test_examples=4,
     segment={"w": TensorSpec((2, 3), "float32", True), "n": TensorSpec((), "int64", False)},
+    has_optimizer=True,
 )
 
 
@@ -51,12 +60,18 @@ def description_values(**changes: object) -> dict[str, object]:
     return values | {name.replace("_", "-"): value for name, value in changes.items()}
 
 
-@pytest.mark.parametrize("request_", [FORWARD, BACKWARD], ids=["forward", "backward"])
+@pytest.mark.parametrize(
+    "request_", [FORWARD, BACKWARD, TRAIN], ids=["forward", "backward", "train"]
+)
 def test_a_request_comes_back_from_its_parts(request_: StepRequest) -> None:
     back = parts.request_of(
         parts.request_config(request_), request_.weights, parts.request_tensors(request_)
     )
-    assert (back.phase, back.id) == (request_.phase, request_.id)
+    assert (back.phase, back.id, back.previous) == (
+        request_.phase,
+        request_.id,
+        request_.previous,
+    )
     # The very tensors: nothing is copied on the way.
     assert back.weights is request_.weights
     assert back.gradient is request_.gradient
@@ -70,6 +85,7 @@ def test_a_reply_comes_back_from_its_parts() -> None:
         "gradients/block/conv.weight",
         "moments/bn.mean",
         "moments/bn.count",
+        "weights/block/conv.weight",
     ]
     back = parts.reply_of(parts.reply_config(REPLY), tensors)
     # Tensors are compared by identity, since nothing is copied.
@@ -103,6 +119,7 @@ def test_a_description_is_readable_text() -> None:
         "client-key": -1,
         "num-examples": 10,
         "num-test-examples": 4,
+        "has-optimizer": True,
         "segment": '{"w": [[2, 3], "float32", true], "n": [[], "int64", false]}',
     }
 
@@ -143,7 +160,7 @@ def test_names_of_unused_parameters_that_are_none_are_refused(value: Any) -> Non
         parts.reply_of(reply_values(unused=value), {})
 
 
-@pytest.mark.parametrize("name", ["extra", "gradients/", "gradients", "weights/w", "labels/x"])
+@pytest.mark.parametrize("name", ["extra", "gradients/", "gradients", "buffers/w", "labels/x"])
 def test_an_unknown_tensor_in_a_reply_is_refused(name: str) -> None:
     with pytest.raises(
         ProtocolError, match=f"the tensor '{name}'; known are activations, .*Install the same"

@@ -63,6 +63,38 @@ def test_a_gradient_of_another_count_is_refused(shape: tuple[int, ...]) -> None:
         StepRequest(phase=Phase.BACKWARD, id=ID, gradient=torch.zeros(shape))
 
 
+PREVIOUS = ID._replace(step=38, batch_size=3)
+
+
+def test_a_gradient_belongs_to_the_step_that_waits_for_it() -> None:
+    train = StepRequest(phase=Phase.TRAIN, id=ID, previous=PREVIOUS, gradient=torch.zeros(3, 2))
+    assert train.settles == PREVIOUS
+    assert StepRequest(phase=Phase.TRAIN, id=ID).settles is None
+    for phase in (Phase.BACKWARD, Phase.SETTLE, Phase.COLLECT):
+        assert StepRequest(phase=phase, id=ID, gradient=torch.zeros(8, 2)).settles == ID
+
+
+def test_a_gradient_goes_with_the_step_before() -> None:
+    with pytest.raises(ProtocolError, match=f"{WHERE}a train request without a gradient"):
+        StepRequest(phase=Phase.TRAIN, id=ID, previous=PREVIOUS)
+    with pytest.raises(ProtocolError, match=f"{WHERE}a train request with a gradient"):
+        StepRequest(phase=Phase.TRAIN, id=ID, gradient=torch.zeros(8, 2))
+    with pytest.raises(ProtocolError, match=r"step 38: a cut gradient of .* for 3 examples"):
+        StepRequest(phase=Phase.TRAIN, id=ID, previous=PREVIOUS, gradient=torch.zeros(8, 2))
+
+
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.TRAIN])
+def test_only_training_goes_on_from_a_step_before(phase: Phase) -> None:
+    with pytest.raises(ProtocolError, match=f"{WHERE}a {phase} request names a step before; only"):
+        StepRequest(phase=phase, id=ID, previous=PREVIOUS, gradient=torch.zeros(8, 2))
+
+
+@pytest.mark.parametrize("phase", [Phase.SETTLE, Phase.COLLECT])
+def test_a_round_ends_with_a_gradient(phase: Phase) -> None:
+    with pytest.raises(ProtocolError, match=f"{WHERE}a {phase} request without a gradient"):
+        StepRequest(phase=phase, id=ID)
+
+
 def test_payload_is_that_of_all_tensors() -> None:
     forward = StepRequest(phase=Phase.FORWARD, id=ID, weights={"w": torch.zeros(3, 2)})
     backward = StepRequest(phase=Phase.BACKWARD, id=ID, gradient=torch.zeros(8, 5))

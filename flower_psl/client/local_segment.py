@@ -1,0 +1,129 @@
+"""A segment that a device updates by itself."""
+
+import copy
+import io
+from collections.abc import Callable, Iterable, Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flower_psl.split import (
+    ClientPass,
+    segment_tensors,
+    trained_tensors,
+    update_running_statistics,
+)
+from flower_psl.wire import StepId
+
+OptimizerFn = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class LocalSegment:
+    """A segment with weights, running statistics and an optimizer of its own.
+
+    Parameters
+    ----------
+    segment : nn.Module
+        The client segment, a description: it may be on the meta device, and is not changed.
+    weights : mapping of str to Tensor
+        Every parameter and buffer to start from, as `segment_tensors` names them; copied.
+    optimizer_fn : callable
+        Makes the optimizer of the segment's parameters.
+    device : torch.device
+        Where the segment computes.
+
+    Attributes
+    ----------
+    settled : StepId or None
+        The last step whose gradient was taken.
+    waiting : StepId or None
+        A step after it that went forward and waits for its gradient.
+    """
+
+    def __init__(
+        self,
+        segment: nn.Module,
+        weights: Mapping[str, Tensor],
+        optimizer_fn: OptimizerFn,
+        device: torch.device,
+    ) -> None:
+        # Put in the place of the originals while the modules are copied, so that what is
+        # tied stays tied and nothing on the meta device is.
+        own: dict[int, Tensor] = {
+            id(parameter): nn.Parameter(
+                weights[name].to(device, copy=True), parameter.requires_grad
+            )
+            for name, parameter in segment.named_parameters()
+        }
+        own |= {
+            id(buffer): weights[name].to(device, copy=True)
+            for name, buffer in segment.named_buffers()
+        }
+        self._segment = copy.deepcopy(segment, {**own})
+        self._optimizer = optimizer_fn(self._segment.parameters())
+        self.waiting: StepId | None = None
+        self.settled: StepId | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all parameters and buffers by name, without copies."""
+        return segment_tensors(self._segment)
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return copies of what training changes, on the CPU."""
+        trained = trained_tensors(self._segment)
+        return {name: tensor.to("cpu", copy=True) for name, tensor in trained.items()}
+
+    def settle(self, step: StepId, computed: ClientPass, gradient: Tensor) -> None:
+        """Take a step with the gradient that it waited for.
+
+        Parameters
+        ----------
+        step : StepId
+            The step.
+        computed : ClientPass
+            Its forward pass.
+        gradient : Tensor
+            Gradient of this client's own loss by its activations.
+        """
+        gradients = computed.backward(gradient)
+        for name, parameter in self._segment.named_parameters():
+            parameter.grad = gradients.get(name)
+        self._optimizer.step()
+        update_running_statistics(self._segment, [computed.moments])
+        self.waiting, self.settled = None, step
+
+    def state(self) -> bytes:
+        """Return all of it, for `resume` in another process."""
+        file = io.BytesIO()
+        state = {
+            "tensors": self.tensors(),
+            "optimizer": self._optimizer.state_dict(),
+            "waiting": self.waiting and tuple(self.waiting),
+            "settled": self.settled and tuple(self.settled),
+        }
+        torch.save(state, file)
+        return file.getvalue()
+
+    @classmethod
+    def resume(
+        cls, segment: nn.Module, state: bytes, optimizer_fn: OptimizerFn, device: torch.device
+    ) -> Self:
+        """Return what `state` was asked of.
+
+        Parameters
+        ----------
+        segment, optimizer_fn, device
+            As for the class.
+        state : bytes
+            The state.
+        """
+        saved = torch.load(io.BytesIO(state), map_location=device, weights_only=True)
+        local = cls(segment, saved["tensors"], optimizer_fn, device)
+        local._optimizer.load_state_dict(saved["optimizer"])
+        local.waiting, local.settled = (
+            None if saved[name] is None else StepId(*saved[name])
+            for name in ("waiting", "settled")
+        )
+        return local

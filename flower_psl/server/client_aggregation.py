@@ -1,0 +1,53 @@
+"""What becomes of the client segments at the end of a round."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from flower_psl.server.weighted_mean import weighted_mean
+
+
+class ClientAggregation(Protocol):
+    """Makes one set of parameters of those that the clients have trained."""
+
+    def aggregate(
+        self,
+        server_round: int,
+        current: Mapping[str, Tensor],
+        trained: Mapping[int, Mapping[str, Tensor]],
+        num_examples: Mapping[int, int],
+    ) -> Mapping[str, Tensor]:
+        """Return the parameters of the next round.
+
+        Parameters
+        ----------
+        server_round : int
+            The round that ends, from 1.
+        current : mapping of str to Tensor
+            The parameters that the clients started from.
+        trained : mapping of int to mapping of str to Tensor
+            Those of each client that trained, by node, in client order, alike in names,
+            shapes and dtypes.
+        num_examples : mapping of int to int
+            Examples that each of them used in the round, by node.
+
+        Raises
+        ------
+        PslError
+            If there is no result.
+        """
+
+
+class ClientMean:
+    """The mean, weighted by examples: federated averaging, without a Flower run."""
+
+    def aggregate(
+        self,
+        server_round: int,
+        current: Mapping[str, Tensor],
+        trained: Mapping[int, Mapping[str, Tensor]],
+        num_examples: Mapping[int, int],
+    ) -> Mapping[str, Tensor]:
+        """Return the mean of the clients' parameters."""
+        return weighted_mean(trained, num_examples)

@@ -1,0 +1,125 @@
+"""Which of Flower's strategies can aggregate client segments."""
+
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    FedProx,
+    FedXgbBagging,
+    FedXgbCyclic,
+    QFedAvg,
+    Strategy,
+)
+
+from flower_psl.errors import ConfigError
+
+_CLIPS_ON_DEVICES = (
+    "devices would have to clip their updates, and its mod sees no message of parallel split "
+    "learning. Use the server-side wrapper of the same kind"
+)
+_TREES = "it aggregates trees of XGBoost. Use a strategy that aggregates arrays"
+_REFUSED: dict[type[Strategy], str] = {
+    DifferentialPrivacyClientSideAdaptiveClipping: _CLIPS_ON_DEVICES,
+    DifferentialPrivacyClientSideFixedClipping: _CLIPS_ON_DEVICES,
+    FedProx: (
+        "it adds a term to the loss on each device, and here the loss is on the server. Use "
+        "FedAvg with fewer steps_per_round"
+    ),
+    FedXgbBagging: _TREES,
+    FedXgbCyclic: _TREES,
+    QFedAvg: (
+        "it needs each device's loss over its data, and here the loss is on the server. Use FedAvg"
+    ),
+}
+
+
+def check_client_strategy(strategy: object, min_available_nodes: int) -> None:
+    """Refuse a strategy that could not aggregate what the clients have trained.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The strategy, perhaps one that wraps another.
+    min_available_nodes : int
+        Nodes that the run waits for.
+
+    Raises
+    ------
+    ConfigError
+        If it is none, needs what devices do not send, trains with a part of the nodes only,
+        or wants more nodes than the run waits for.
+    """
+    if not isinstance(strategy, Strategy):
+        raise ConfigError(
+            f"client_strategy is {strategy!r}; it must be a strategy of flwr.serverapp.strategy, "
+            "such as FedAdam()"
+        )
+    for each in _layers(strategy):
+        for kind, reason in _REFUSED.items():
+            if isinstance(each, kind):
+                raise ConfigError(
+                    f"client_strategy is a {type(each).__name__}, which cannot aggregate client "
+                    f"segments: {reason}."
+                )
+    innermost = _layers(strategy)[-1]
+    share = getattr(innermost, "fraction_train", 1.0)
+    if share != 1.0:
+        raise ConfigError(
+            f"client_strategy has fraction_train={share}; every client that has trained is "
+            "aggregated, and the sampler says who trains. Leave fraction_train at 1.0."
+        )
+    wanted = _min_nodes(strategy)
+    if wanted > min_available_nodes:
+        raise ConfigError(
+            f"client_strategy wants {wanted} nodes and the run waits for {min_available_nodes}; "
+            "it would wait without end. Raise min_available_nodes, or lower the strategy's "
+            "min_train_nodes and min_available_nodes."
+        )
+
+
+def check_round(strategy: Strategy, num_trained: int, where: str) -> None:
+    """Refuse a round with another number of clients than a strategy was set up for.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The strategy.
+    num_trained : int
+        Clients that trained in the round.
+    where : str
+        Round and strategy, for the message.
+
+    Raises
+    ------
+    ConfigError
+        If it would wait for more, or adds the noise of another number to their mean.
+    """
+    if (wanted := _min_nodes(strategy)) > num_trained:
+        raise ConfigError(
+            f"{where}: it wants {wanted} nodes, and {num_trained} trained in this round. Lower "
+            "its min_train_nodes and min_available_nodes, or choose a sampler that lets more "
+            "clients take part in every round."
+        )
+    for each in _layers(strategy):
+        sampled = getattr(each, "num_sampled_clients", num_trained)
+        if sampled != num_trained:
+            raise ConfigError(
+                f"{where}: its noise is that of num_sampled_clients={sampled}, and {num_trained} "
+                "trained in this round, so it would not protect as it promises. Set it to the "
+                "clients of a round, and choose a sampler that lets all take part in each."
+            )
+
+
+def _min_nodes(strategy: Strategy) -> int:
+    """Return how many nodes a strategy waits for, as far as it says."""
+    innermost = _layers(strategy)[-1]
+    return max(
+        int(getattr(innermost, name, 0)) for name in ("min_train_nodes", "min_available_nodes")
+    )
+
+
+def _layers(strategy: Strategy) -> list[Strategy]:
+    """Return a strategy, the one that it wraps, and so on."""
+    layers = [strategy]
+    while isinstance(inner := getattr(layers[-1], "strategy", None), Strategy):
+        layers.append(inner)
+    return layers

@@ -1,0 +1,79 @@
+"""A server segment for every client, averaged at the end of a round."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flower_psl.server.learner import Learner
+from flower_psl.server.loss_normalizer import loss_normalizer
+from flower_psl.server.server_forward import ServerForward
+from flower_psl.server.step_plan import StepPlan
+from flower_psl.server.updates.server_update import ServerTurn
+from flower_psl.server.weighted_mean import weighted_mean
+from flower_psl.split import load_tensors, segment_tensors
+
+
+class PerClientAverage:
+    """SplitFed version 1 (arXiv:2004.12088): each client trains with a server copy of its own.
+
+    A copy starts each round from the server segment, with a new optimizer. At the round's
+    end the segment becomes the mean of the copies that were used, weighted by what their
+    clients' losses were divided by: their examples, for a plain mean.
+
+    Parameters
+    ----------
+    learner : Learner
+        The server segment.
+    forward : ServerForward
+        Runs a copy.
+    """
+
+    def __init__(self, learner: Learner, forward: ServerForward) -> None:
+        self._learner = learner
+        self._forward = forward
+        self._copies: dict[int, Learner] = {}
+        self._masses: dict[int, float] = {}
+
+    def run(
+        self, plan: StepPlan, activations: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> ServerTurn:
+        """Update the copy of each client."""
+        loss_fn = self._forward.loss_fn
+        whole = loss_normalizer(loss_fn, torch.cat([*labels]))
+        loss, gradients = 0.0, [torch.zeros_like(part) for part in activations]
+        for place, key in enumerate(plan.batch_sizes):
+            mass = loss_normalizer(loss_fn, labels[place])
+            if not mass:
+                continue  # every label is ignored: there is no loss
+            if key not in self._copies:
+                self._copies[key] = self._learner.server_copy()
+            learner = self._copies[key]
+            learner.start_step()
+            passed = self._forward.run(
+                learner.model.server, plan, [activations[place]], labels[place], client=key
+            )
+            [gradients[place]] = passed.backward()
+            learner.take_step()
+            self._masses[key] = self._masses.get(key, 0.0) + mass
+            loss += mass / whole * float(passed.loss.detach())
+        return ServerTurn(loss, gradients)
+
+    def end_round(self) -> None:
+        """Average the copies into the server segment, and drop them."""
+        if not self._copies:
+            return
+        copies = {
+            key: segment_tensors(learner.model.server)
+            for key, learner in sorted(self._copies.items())
+        }
+        mean = weighted_mean(copies, self._masses)
+        segment = self._learner.model.server
+        # What no copy has changed stays as it is, to the last bit.
+        changed = {
+            name
+            for name, tensor in segment_tensors(segment).items()
+            if any(not torch.equal(copy[name], tensor) for copy in copies.values())
+        }
+        load_tensors(segment, {name: mean[name] for name in changed})
+        self._copies, self._masses = {}, {}

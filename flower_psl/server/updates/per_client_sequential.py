@@ -1,0 +1,58 @@
+"""One server segment, updated by one client after the other."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flower_psl.sampling import Purpose, generator
+from flower_psl.server.learner import Learner
+from flower_psl.server.loss_normalizer import loss_normalizer
+from flower_psl.server.server_forward import ServerForward
+from flower_psl.server.step_plan import StepPlan
+from flower_psl.server.updates.server_update import ServerTurn
+
+
+class PerClientSequential:
+    """SplitFed version 2 (arXiv:2004.12088): one update for each client's part of a step.
+
+    The order of the clients is drawn anew in every step. A client's gradient is that of the
+    server segment as its turn finds it. A learning-rate schedule advances once a step.
+
+    Parameters
+    ----------
+    learner : Learner
+        The server segment and its optimizer.
+    forward : ServerForward
+        Runs it.
+    """
+
+    def __init__(self, learner: Learner, forward: ServerForward) -> None:
+        self._learner = learner
+        self._forward = forward
+
+    def run(
+        self, plan: StepPlan, activations: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> ServerTurn:
+        """Take one update a client."""
+        learner, loss_fn = self._learner, self._forward.loss_fn
+        keys = list(plan.batch_sizes)
+        whole = loss_normalizer(loss_fn, torch.cat([*labels]))
+        loss, gradients = 0.0, [torch.zeros_like(part) for part in activations]
+        draws = generator(self._forward.seed, Purpose.SERVER_ORDER, plan.server_round, plan.step)
+        for place in draws.permutation(len(keys)):
+            mass = loss_normalizer(loss_fn, labels[place])
+            if not mass:
+                continue  # every label is ignored: there is no loss
+            learner.start_step()
+            passed = self._forward.run(
+                learner.model.server, plan, [activations[place]], labels[place], client=keys[place]
+            )
+            [gradients[place]] = passed.backward()
+            learner.take_step()
+            loss += mass / whole * float(passed.loss.detach())
+        learner.advance_schedule()
+        return ServerTurn(loss, gradients)
+
+    def end_round(self) -> None:
+        """Do nothing: there is one segment."""

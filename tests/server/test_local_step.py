@@ -1,0 +1,194 @@
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD
+from torch.utils.data import TensorDataset
+
+from flower_psl import ProtocolError, SplitClient, SplitModel
+from flower_psl.server.client_aggregation import ClientAggregation, ClientMean
+from flower_psl.server.learner import Learner
+from flower_psl.server.local_step import LocalStep
+from flower_psl.server.server_forward import ServerForward
+from flower_psl.server.step_plan import StepPlan
+from flower_psl.server.updates import SERVER_UPDATES
+from flower_psl.split import trained_tensors
+from flower_psl.transport import InProcessTransport
+from flower_psl.wire import Phase, StepId, StepReply, StepRequest
+
+
+def sgd(parameters: Iterable[nn.Parameter]) -> SGD:
+    return SGD(parameters, lr=0.1, momentum=0.9)
+
+
+FIRST = StepPlan(server_round=1, step=1, batch_sizes={2: 3, 5: 1}, starts={2: 0, 5: 0})
+SECOND = StepPlan(server_round=1, step=2, batch_sizes={2: 2, 9: 4}, starts={2: 3, 9: 0})
+LATER = StepPlan(server_round=2, step=1, batch_sizes={5: 2, 9: 2}, starts={5: 4, 9: 10})
+
+
+@dataclass
+class Spy(InProcessTransport):
+    """Keeps what was asked, and may change what is answered."""
+
+    clients: Mapping[int, SplitClient]
+    lie: Callable[[StepReply], StepReply] = lambda reply: reply
+    exchanges: list[dict[int, StepRequest]] = field(default_factory=list)
+    announced: list[dict[int, StepId]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        InProcessTransport.__init__(self, self.clients)
+
+    def exchange(
+        self, requests: Mapping[int, StepRequest], timeout_s: float
+    ) -> dict[int, StepReply]:
+        self.exchanges.append(dict(requests))
+        replies = super().exchange(requests, timeout_s)
+        return {node: self.lie(reply) for node, reply in replies.items()}
+
+    def announce(self, steps: Mapping[int, StepId]) -> None:
+        self.announced.append(dict(steps))
+
+
+def stepper(split: SplitModel, transport: Spy, aggregation: ClientAggregation | None) -> LocalStep:
+    learner = Learner(split, sgd, None, total_steps=1, max_grad_norm=None, server_only=True)
+    return LocalStep(
+        transport=transport,
+        nodes={key: key for key in transport.clients},
+        learner=learner,
+        loss_fn=cross_entropy,
+        seed=11,
+        device=torch.device("cpu"),
+        update=SERVER_UPDATES["global-batch"](
+            learner, ServerForward(loss_fn=cross_entropy, seed=11)
+        ),
+        aggregation=aggregation,
+    )
+
+
+def one_second() -> float:
+    return 1.0
+
+
+def asked(transport: Spy) -> list[dict[int, tuple[Phase, bool, int | None]]]:
+    """Return, by exchange and client: the phase, whether there are weights, what is settled."""
+    return [
+        {
+            node: (r.phase, bool(r.weights), None if r.settles is None else r.settles.step)
+            for node, r in requests.items()
+        }
+        for requests in transport.exchanges
+    ]
+
+
+def test_a_step_is_one_exchange_and_a_gradient_comes_with_the_next_request(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    transport = Spy(clients)
+    step = stepper(split, transport, ClientMean())
+    step.run(FIRST, one_second, SECOND)
+    step.run(SECOND, one_second)
+    step.run(LATER, one_second)
+    assert asked(transport) == [
+        {2: (Phase.TRAIN, True, None), 5: (Phase.TRAIN, True, None)},
+        # Client 5 sits out the step; client 2 gets its gradient.
+        {2: (Phase.TRAIN, False, 1), 9: (Phase.TRAIN, True, None)},
+        {2: (Phase.COLLECT, False, 2), 5: (Phase.COLLECT, False, 1), 9: (Phase.COLLECT, False, 2)},
+        {5: (Phase.TRAIN, True, None), 9: (Phase.TRAIN, True, None)},
+        {5: (Phase.COLLECT, False, 1), 9: (Phase.COLLECT, False, 1)},
+    ]
+    assert [list(steps) for steps in transport.announced] == [[2, 9]]
+    assert step.apart == frozenset()
+
+
+def test_a_client_that_keeps_its_segment_gets_weights_once(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    before = copy.deepcopy(split.client.state_dict())
+    transport = Spy(clients)
+    step = stepper(split, transport, None)
+    step.run(FIRST, one_second)
+    step.run(LATER, one_second)
+    assert asked(transport) == [
+        {2: (Phase.TRAIN, True, None), 5: (Phase.TRAIN, True, None)},
+        {2: (Phase.SETTLE, False, 1), 5: (Phase.SETTLE, False, 1)},
+        {5: (Phase.TRAIN, False, None), 9: (Phase.TRAIN, True, None)},
+        {5: (Phase.SETTLE, False, 1), 9: (Phase.SETTLE, False, 1)},
+    ]
+    assert step.apart == {2, 5, 9}
+    assert all(torch.equal(split.client.state_dict()[name], before[name]) for name in before)
+
+
+def test_examples_are_those_of_the_round(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    counted = []
+
+    class Counting(ClientMean):
+        def aggregate(
+            self,
+            server_round: int,
+            current: Mapping[str, Tensor],
+            trained: Mapping[int, Mapping[str, Tensor]],
+            num_examples: Mapping[int, int],
+        ) -> Mapping[str, Tensor]:
+            counted.append((server_round, list(trained), dict(num_examples)))
+            return super().aggregate(server_round, current, trained, num_examples)
+
+    step = stepper(split, Spy(clients), Counting())
+    step.run(FIRST, one_second, SECOND)
+    step.run(SECOND, one_second)
+    step.run(LATER, one_second)
+    assert counted == [(1, [2, 5, 9], {2: 5, 5: 1, 9: 4}), (2, [5, 9], {5: 2, 9: 2})]
+
+
+def test_the_record_counts_the_end_of_the_round_too(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    step = stepper(split, Spy(clients), ClientMean())
+    first, second = step.run(FIRST, one_second, SECOND), step.run(SECOND, one_second)
+    weights, example, label = 8 * (6 * 8 + 8), 8 * 8, 8
+    assert (first.effective_batch_size, first.clients) == (4, FIRST.batch_sizes)
+    assert first.bytes_down == 2 * weights
+    assert first.bytes_up == 4 * (example + label)
+    # Client 2's gradient of 3 examples and client 9's weights; then all gradients that are left.
+    assert second.bytes_down == 3 * example + weights + (2 + 1 + 4) * example
+    assert second.bytes_up == 6 * (example + label) + 3 * weights
+    assert list(second.client_seconds) == [2, 9, 5]
+    assert second.seconds["total"] > 0
+
+
+def test_a_frozen_segment_is_left_alone(
+    split: SplitModel, train_sets: dict[int, TensorDataset]
+) -> None:
+    split.client.requires_grad_(False)
+    before = copy.deepcopy(split.state_dict())
+
+    class Never(ClientMean):
+        def aggregate(self, *args: object, **kwargs: object) -> Mapping[str, Tensor]:
+            raise NotImplementedError
+
+    assert trained_tensors(split.client) == {}
+    frozen = {
+        key: SplitClient(split.client, data, optimizer_fn=sgd) for key, data in train_sets.items()
+    }
+    stepper(split, Spy(frozen), Never()).run(FIRST, one_second)
+    assert torch.equal(split.state_dict()["0.weight"], before["0.weight"])
+    assert not torch.equal(split.state_dict()["2.weight"], before["2.weight"])
+
+
+def test_weights_that_do_not_fit_name_their_client(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    def lie(reply: StepReply) -> StepReply:
+        if reply.phase is not Phase.COLLECT or reply.id.client_key != 5:
+            return reply
+        return replace(reply, weights={"0.bias": reply.weights["0.bias"]})
+
+    before = copy.deepcopy(split.client.state_dict())
+    with pytest.raises(ProtocolError, match=r"client 5, round 1, step 1: .* add \['0.weight'\]"):
+        stepper(split, Spy(clients, lie), ClientMean()).run(FIRST, one_second)
+    assert all(torch.equal(split.client.state_dict()[name], before[name]) for name in before)
