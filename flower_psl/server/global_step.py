@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flower_psl.server.phase_clock import PhaseClock
-from flower_psl.server.split_step import SplitStep, client_seconds, encode_gradient
+from flower_psl.server.split_step import SplitStep, encode_gradient
 from flower_psl.server.step_plan import StepPlan
 from flower_psl.telemetry import StepRecord
 from flower_psl.wire import Phase, StepRequest, check_gradients
@@ -40,8 +40,7 @@ class GlobalStep(SplitStep):
         requests = self._forward_requests(plan)
         clock.lap("encode")
         learner.start_step()
-        if ahead is not None:
-            self.transport.announce({self.nodes[id.client_key]: id for id in self._ids(ahead)})
+        self._announce(ahead)
         forwards = self.transport.exchange(requests, timeout_s())
         clock.lap("forward_exchange")
 
@@ -68,18 +67,7 @@ class GlobalStep(SplitStep):
             [reply.moments for reply in forwards.values()],
         )
         clock.lap("update")
-        replies = [*forwards.values(), *backwards.values()]
-        return StepRecord(
-            server_round=plan.server_round,
-            step=plan.step,
-            loss=loss,
-            effective_batch_size=len(labels),
-            clients=plan.batch_sizes,
-            bytes_up=sum(reply.payload_bytes for reply in replies),
-            bytes_down=sum(r.payload_bytes for r in [*requests.values(), *returns.values()]),
-            seconds=clock.seconds(forwards, backwards),
-            client_seconds=client_seconds(replies),
-        )
+        return self._record(plan, loss, clock, (requests, forwards), (returns, backwards))
 
     def _forward_requests(self, plan: StepPlan) -> dict[int, StepRequest]:
         weights = self.learner.client_weights(self.encodings.weights)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flower_psl.server.client_aggregation import ClientAggregation
 from flower_psl.server.phase_clock import PhaseClock
-from flower_psl.server.split_step import SplitStep, client_seconds, encode_gradient
+from flower_psl.server.split_step import SplitStep, encode_gradient
 from flower_psl.server.step_plan import StepPlan
 from flower_psl.server.updates import ServerUpdate
 from flower_psl.server.weighted_mean import weighted_mean
@@ -77,8 +77,7 @@ class LocalStep(SplitStep):
         steps = self._ids(plan)
         requests = self._train_requests(steps)
         clock.lap("encode")
-        if ahead is not None:
-            self.transport.announce({self.nodes[id.client_key]: id for id in self._ids(ahead)})
+        self._announce(ahead)
         forwards = self.transport.exchange(requests, timeout_s())
         clock.lap("forward_exchange")
 
@@ -97,18 +96,7 @@ class LocalStep(SplitStep):
         if ahead is None:
             self._end_round(plan.server_round, finished)
         clock.lap("update")
-        replies = [*forwards.values(), *finished.values()]
-        return StepRecord(
-            server_round=plan.server_round,
-            step=plan.step,
-            loss=turn.loss,
-            effective_batch_size=len(labels),
-            clients=plan.batch_sizes,
-            bytes_up=sum(reply.payload_bytes for reply in replies),
-            bytes_down=sum(r.payload_bytes for r in [*requests.values(), *last.values()]),
-            seconds=clock.seconds(forwards, finished),
-            client_seconds=client_seconds(replies),
-        )
+        return self._record(plan, turn.loss, clock, (requests, forwards), (last, finished))
 
     def _train_requests(self, steps: Sequence[StepId]) -> dict[int, StepRequest]:
         # One mapping for all who start: a transport sends what they share once.

@@ -12,6 +12,7 @@ from torch import Tensor
 from flower_psl.errors import ProtocolError
 from flower_psl.sampling import Purpose, derive_seed
 from flower_psl.server.learner import Learner
+from flower_psl.server.phase_clock import PhaseClock
 from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.step_plan import FIRST_PLAN, StepPlan
 from flower_psl.split import LossFn, check_moments
@@ -22,6 +23,7 @@ from flower_psl.wire import (
     Encodings,
     StepId,
     StepReply,
+    StepRequest,
     check_batch,
     decode_reply,
     encode_batch,
@@ -82,6 +84,33 @@ class SplitStep:
             for key, batch_size in plan.batch_sizes.items()
         ]
 
+    def _announce(self, ahead: StepPlan | None) -> None:
+        """Let clients load their part of the step after this one."""
+        if ahead is not None:
+            self.transport.announce({self.nodes[id.client_key]: id for id in self._ids(ahead)})
+
+    def _record(
+        self,
+        plan: StepPlan,
+        loss: float,
+        clock: PhaseClock,
+        *exchanges: tuple[Mapping[int, StepRequest], Mapping[int, StepReply]],
+    ) -> StepRecord:
+        """Return the record of a step, of its exchanges' requests and replies."""
+        requests = [request for asked, _ in exchanges for request in asked.values()]
+        replies = [reply for _, answers in exchanges for reply in answers.values()]
+        return StepRecord(
+            server_round=plan.server_round,
+            step=plan.step,
+            loss=loss,
+            effective_batch_size=sum(plan.batch_sizes.values()),
+            clients=plan.batch_sizes,
+            bytes_up=sum(reply.payload_bytes for reply in replies),
+            bytes_down=sum(request.payload_bytes for request in requests),
+            seconds=clock.seconds(*(answers for _, answers in exchanges)),
+            client_seconds=_client_seconds(replies),
+        )
+
     def _decoded(self, replies: Mapping[int, StepReply]) -> list[StepReply]:
         """Return the replies with the values that the clients encoded."""
         return [
@@ -137,7 +166,7 @@ def _check_alike(parts: Mapping[StepId, Tensor], name: str) -> None:
     )
 
 
-def client_seconds(replies: Sequence[StepReply]) -> dict[int, float]:
+def _client_seconds(replies: Sequence[StepReply]) -> dict[int, float]:
     """Return how long each client was waited for, by client key."""
     seconds: dict[int, float] = {}
     for reply in replies:
