@@ -5,15 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flower_psl import Sampler
 from simulations.dirichlet import deal_out
-from simulations.samplers import build_sampler, every_fifth
+from simulations.planned_job import PlannedJob
 
 NUM_CLASSES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelJob:
+class LabelJob(PlannedJob):
     """One sampler and one partition of ten balanced classes.
 
     Attributes
@@ -45,16 +44,3 @@ class LabelJob:
     def num_examples(self) -> dict[int, int]:
         """Return the number of examples of each client."""
         return {key: len(labels) for key, labels in self.labels().items()}
-
-    def sampler(self) -> Sampler:
-        """Return the sampler."""
-        return build_sampler(
-            self.method,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            slow=every_fifth(self.clients),
-        )
-
-    def check(self) -> None:
-        """Refuse, before any work, what cannot be planned."""
-        self.sampler().schedule(self.num_examples(), 1)

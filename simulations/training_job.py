@@ -4,17 +4,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from flower_psl import ConfigError, Sampler
+from flower_psl import ConfigError
 from simulations.dirichlet import Parts, deal_out
 from simulations.image_data import ImageData, load_images
 from simulations.models import MODELS
 from simulations.options import RunSettings, check_at_least, check_one_of, option
-from simulations.samplers import METHODS, build_sampler, check_methods, every_fifth
+from simulations.planned_job import PlannedJob
+from simulations.samplers import METHODS, check_methods
 from simulations.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingJob:
+class TrainingJob(PlannedJob):
     """One training run of one method, paired with those of the same seed.
 
     Attributes
@@ -57,19 +58,6 @@ class TrainingJob:
     def num_examples(self) -> dict[int, int]:
         """Return the number of examples of each client."""
         return {key: len(part) for key, part in enumerate(self.parts())}
-
-    def sampler(self) -> Sampler:
-        """Return the sampler of this job's method."""
-        return build_sampler(
-            self.method,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            slow=every_fifth(self.clients),
-        )
-
-    def check(self) -> None:
-        """Refuse, before anything is trained, what cannot be planned."""
-        self.sampler().schedule(self.num_examples(), 1)
 
     def training(self) -> Training:
         """Return what does not depend on the method."""
