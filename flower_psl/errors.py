@@ -4,9 +4,37 @@ Every message quotes the value, the rule it breaks and the remedy, so that a log
 is enough to act on.
 """
 
+# Of a longer text the beginning and the end are kept: the value, and the remedy.
+_KEPT_CHARACTERS = (3000, 1000)
+
 
 class PslError(Exception):
-    """Base class of every error that flower_psl raises on purpose."""
+    """Base class of every error that flower_psl raises on purpose.
+
+    What a message quotes may come from another machine, so it is made `presentable`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(presentable(message))
+
+
+def presentable(text: str) -> str:
+    """Return text as a log can hold it, whoever wrote it.
+
+    Of more than 4,000 characters the middle is left out. Characters that cannot be seen, or
+    that a terminal acts on, are escaped. Lines after the first are indented, so that none can
+    pass for an entry of its own.
+    """
+    first, last = _KEPT_CHARACTERS
+    if len(text) > first + last:
+        text = f"{text[:first]} [{len(text) - first - last} characters] {text[-last:]}"
+    visible = "".join(
+        character
+        if character.isprintable() or character in "\n\t"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
+    return visible.replace("\n", "\n    ")
 
 
 class ConfigError(PslError, ValueError):
@@ -27,3 +55,7 @@ class ClientError(PslError):
 
 class WaitError(PslError, TimeoutError):
     """A bound on waiting that was reached."""
+
+
+class CheckpointError(PslError):
+    """A saved state that is damaged, missing, or of another run than this one."""

@@ -4,9 +4,17 @@ What needs flwr or grpc is imported from its own module, so that the in-process 
 needs neither.
 """
 
+from flower_psl.transport.answers import Answers
 from flower_psl.transport.in_process import InProcessTransport
 from flower_psl.transport.polling import wait_for_nodes
 from flower_psl.transport.stream_settings import StreamSettings
 from flower_psl.transport.transport import Device, Transport
 
-__all__ = ["Device", "InProcessTransport", "StreamSettings", "Transport", "wait_for_nodes"]
+__all__ = [
+    "Answers",
+    "Device",
+    "InProcessTransport",
+    "StreamSettings",
+    "Transport",
+    "wait_for_nodes",
+]

@@ -3,13 +3,14 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from itertools import zip_longest
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from flower_psl.errors import presentable
+from flower_psl.transport.flower_messages import pull, push
 from flower_psl.transport.polling import poll_delays
 from flower_psl.transport.stream import StreamTransport
 from flower_psl.transport.stream_ticket import SESSION, TICKET, Ticket
@@ -105,24 +106,43 @@ class FlowerSessions:
             if stream.await_node(next(delays)):
                 while stream.await_node(0.0):
                     pass
-                missing.difference_update(stream.nodes())
-                last_came = time.monotonic()
-                delays = poll_delays()
+                # A node that breaks its connection and opens it again is no other one that came.
+                if came := missing.intersection(stream.nodes()):
+                    missing -= came
+                    last_came = time.monotonic()
+                    delays = poll_delays()
         return ""
 
-    def await_ends(self, timeout_s: float) -> None:
-        """Wait until every node has answered, so that it is free for other messages."""
+    def call_back(self, lost: Collection[int]) -> None:
+        """Give lost nodes their tickets again, those that can take a message.
+
+        A node takes one when Flower has noticed that the process is gone which held the
+        message before, and has answered that; it does so after about a minute.
+        """
+        if not lost:
+            return
+        self._look()
+        held = set(self._asked.values())
+        if again := set(self._grid.get_node_ids()).intersection(lost) - held:
+            _LOG.info("nodes %s are asked to open their streams again", sorted(again))
+            self._to_ask.extend(again)
+            self._ask(len(self._to_ask), insist=True)
+
+    def await_ends(self, timeout_s: float, lost: Iterable[int] = ()) -> None:
+        """Wait until every node has answered that is not lost, so that it is free again."""
         deadline = time.monotonic() + timeout_s
         delays = poll_delays()
         self._look()
-        while self._asked and time.monotonic() < deadline:
+        while (held := set(self._asked.values()).difference(lost)) and (
+            time.monotonic() < deadline
+        ):
             time.sleep(next(delays))
             self._look()
-        if self._asked:
+        if held:
             _LOG.warning(
                 "nodes %s have not ended their sessions within %g s; they will when they notice "
                 "that the server is gone",
-                sorted(self._asked.values()),
+                sorted(held),
                 timeout_s,
             )
 
@@ -141,23 +161,21 @@ class FlowerSessions:
             )
             for node, ticket in zip(nodes, tickets, strict=True)
         ]
-        # Flower answers with None, or with nothing, where it does not take a message.
-        for node, identifier in zip_longest(nodes, self._grid.push_messages(messages)):
-            if identifier is None:
-                self._failures[node] = "the SuperLink did not take its session message"
-            else:
-                self._asked[identifier] = node
+        taken = push(self._grid, messages)
+        self._asked |= taken
+        for node in set(nodes).difference(taken.values()):
+            self._failures[node] = "the SuperLink did not take its session message"
 
     def _look(self) -> None:
         """Take the answers that are there."""
         if not self._asked:
             return
-        for answer in self._grid.pull_messages(list(self._asked)):
+        for answer in pull(self._grid, list(self._asked)):
             node = self._asked.pop(answer.metadata.reply_to_message_id, None)
             if node is None:
                 continue
             if answer.has_error():
-                self._failures[node] = str(answer.error.reason).strip()
+                self._failures[node] = presentable(str(answer.error.reason).strip())
             elif _is_left_to_others(answer):
                 self._to_ask.append(node)
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from flower_psl.errors import ClientError, ConfigError, ProtocolError
+from flower_psl.errors import ClientError, ConfigError, ProtocolError, PslError
+from flower_psl.transport.answers import Answers, belonging
 from flower_psl.transport.transport import Device, DeviceGroup, FusableDevice
-from flower_psl.wire import DescribeReply, Phase, StepId, StepReply, StepRequest, check_belongs
+from flower_psl.wire import DescribeReply, Phase, StepId, StepReply, StepRequest
 
 
 class InProcessTransport:
@@ -47,41 +48,41 @@ class InProcessTransport:
         """Return the client keys."""
         return list(self._clients)
 
-    def describe(self, nodes: Iterable[int], timeout_s: float) -> dict[int, DescribeReply]:
+    def describe(self, nodes: Iterable[int], timeout_s: float) -> Answers[DescribeReply]:
         """Ask each client for its description; its key is the one it was given here."""
-        descriptions = {}
-        for node in nodes:
-            try:
-                description = self._clients[node].describe()
-            except Exception as error:
-                raise ClientError(
-                    f"client {node}, describing itself, raised {type(error).__name__}: {error}"
-                ) from error
-            descriptions[node] = replace(description, client_key=node)
-        return descriptions
+        outcomes = {node: self._describe(node) for node in nodes}
+        return Answers.of(outcomes, outcomes)
 
     def exchange(
         self, requests: Mapping[int, StepRequest], timeout_s: float
-    ) -> dict[int, StepReply]:
-        """Call each client with its request."""
+    ) -> Answers[StepReply]:
+        """Call each client with its request.
+
+        Fused clients answer together, so they fail together.
+        """
         if self._fused is not None and next(iter(requests.values())).phase is not Phase.EVALUATE:
-            return _call_together(self._fused, requests)
-        return {node: self._call(node, request) for node, request in requests.items()}
+            outcomes = _call_together(self._fused, requests)
+        else:
+            outcomes = {node: self._call(node, request) for node, request in requests.items()}
+        return belonging(Answers.of(requests, outcomes), requests)
 
     def announce(self, steps: Mapping[int, StepId]) -> None:
         """Do nothing: clients and server compute in turns."""
 
-    def _call(self, node: int, request: StepRequest) -> StepReply:
+    def _describe(self, node: int) -> DescribeReply | PslError:
         try:
-            reply = self._clients[node].handle(request)
-        except ProtocolError:
-            raise  # names the step already
+            description = self._clients[node].describe()
         except Exception as error:
-            raise ClientError(
-                f"{request.id}: the client raised {type(error).__name__}: {error}"
-            ) from error
-        check_belongs(reply, request)
-        return reply
+            return _failure(f"client {node}, describing itself,", error)
+        return replace(description, client_key=node)
+
+    def _call(self, node: int, request: StepRequest) -> StepReply | PslError:
+        try:
+            return self._clients[node].handle(request)
+        except ProtocolError as error:
+            return error  # names the step already
+        except Exception as error:
+            return _failure(f"{request.id}: the client", error)
 
 
 def _fuse(clients: Mapping[int, Device]) -> DeviceGroup:
@@ -96,17 +97,21 @@ def _fuse(clients: Mapping[int, Device]) -> DeviceGroup:
 
 def _call_together(
     group: DeviceGroup, requests: Mapping[int, StepRequest]
-) -> dict[int, StepReply]:
+) -> Mapping[int, StepReply | PslError]:
     try:
         replies = group.handle(list(requests.values()))
-    except (ConfigError, ProtocolError):
-        raise  # names the client and the step, or what no client can change
+    except ConfigError:
+        raise  # what no client can change
+    except ProtocolError as error:
+        return dict.fromkeys(requests, error)  # names the client and the step already
     except Exception as error:
         steps = [request.id for request in requests.values()]
-        raise ClientError(
-            f"{steps[0]}, fused with {len(steps) - 1} other clients: raised "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    for reply, request in zip(replies, requests.values(), strict=True):
-        check_belongs(reply, request)
+        where = f"{steps[0]}, fused with {len(steps) - 1} other clients:"
+        return dict.fromkeys(requests, _failure(where, error))
     return dict(zip(requests, replies, strict=True))
+
+
+def _failure(who: str, error: Exception) -> ClientError:
+    failure = ClientError(f"{who} raised {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure

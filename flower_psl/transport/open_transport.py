@@ -12,6 +12,7 @@ from flower_psl.errors import WaitError
 from flower_psl.transport.flower_messages import FlowerMessageTransport
 from flower_psl.transport.flower_sessions import FlowerSessions
 from flower_psl.transport.polling import wait_for_nodes
+from flower_psl.transport.session_keeper import SessionKeeper
 from flower_psl.transport.stream import StreamTransport
 from flower_psl.transport.stream_server import StreamServer
 from flower_psl.transport.stream_settings import StreamSettings
@@ -71,14 +72,15 @@ def open_transport(
     try:
         problem = sessions.open(stream, settings.connect_timeout_s)
         if not problem:
-            yield stream
+            with SessionKeeper(server, sessions):
+                yield stream
             return
         if name == "stream":
             raise WaitError(problem)
     finally:
         server.goodbye()
         try:
-            sessions.await_ends(_CLOSING_TIMEOUT_S)
+            sessions.await_ends(_CLOSING_TIMEOUT_S, server.lost())
         finally:
             server.stop()
             _log_refused(stream.refused)

@@ -1,7 +1,7 @@
 """Waiting for something that cannot announce itself."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from flower_psl.errors import WaitError
 from flower_psl.transport.transport import Transport
@@ -24,20 +24,19 @@ def poll_delays() -> Iterator[float]:
         yield delay_s
 
 
-def late(missing: Sequence[str], timeout_s: float) -> WaitError:
-    """Return the error of an exchange whose bound was reached.
+def late(where: str, timeout_s: float) -> WaitError:
+    """Return the failure of a node that did not answer in time.
 
     Parameters
     ----------
-    missing : sequence of str
-        Which replies are missing: node, client, round and step of each.
+    where : str
+        Which reply is missing: node, client, round and step.
     timeout_s : float
         The bound, in seconds.
     """
-    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     return WaitError(
-        f"no reply within {timeout_s:g} s from {'; '.join(missing[:3])}{more}. Look at these "
-        "nodes' logs, or raise step_timeout_s if they are only slow."
+        f"{where}: no reply within {timeout_s:g} s. Look at the node's log, or raise "
+        "step_timeout_s if it is only slow."
     )
 
 

@@ -7,19 +7,12 @@ from dataclasses import replace
 from itertools import count
 from typing import TypeVar
 
-from flower_psl.errors import ClientError, ProtocolError
+from flower_psl.errors import ClientError, ProtocolError, PslError
+from flower_psl.transport.answers import Answers, belonging
 from flower_psl.transport.polling import late
-from flower_psl.transport.stream_connection import Request
-from flower_psl.transport.stream_server import Arrival, StreamServer
-from flower_psl.wire import (
-    DescribeReply,
-    StepId,
-    StepReply,
-    StepRequest,
-    check_belongs,
-    frames,
-    parts,
-)
+from flower_psl.transport.stream_connection import Arrival, Event, Request
+from flower_psl.transport.stream_server import StreamServer
+from flower_psl.wire import DescribeReply, StepId, StepReply, StepRequest, frames, parts
 from flower_psl.wire.frames import SHARED, Frame, Kind
 from flower_psl.wire.tensor_table import pack_tensors, unpack_tensors
 
@@ -45,6 +38,7 @@ class StreamTransport:
         self._sequence = count(1)
         self._nodes: set[int] = set()
         self._lost: set[int] = set()
+        self._late: set[int] = set()
         self._notes: dict[int, bytes] = {}
 
     @property
@@ -53,18 +47,20 @@ class StreamTransport:
         return dict(self._server.refused)
 
     def nodes(self) -> list[int]:
-        """Return the nodes that connected and are not lost."""
-        return sorted(self._nodes - self._lost)
+        """Return the nodes that are not lost and have answered what they were asked."""
+        while self.await_node(0.0):
+            pass
+        return sorted(self._nodes - self._lost - self._late)
 
     def await_node(self, timeout_s: float) -> bool:
         """Wait for one thing to happen to a node, and say whether anything did."""
         try:
-            self._note(self._server.arrivals.get(timeout=max(timeout_s, 0.0)))
+            self._note(self._server.arrivals.get(timeout=timeout_s))
         except queue.Empty:
             return False
         return True
 
-    def describe(self, nodes: Iterable[int], timeout_s: float) -> dict[int, DescribeReply]:
+    def describe(self, nodes: Iterable[int], timeout_s: float) -> Answers[DescribeReply]:
         """Ask each node for its description."""
         where = {node: f"node {node}, describing itself" for node in nodes}
         sequence = next(self._sequence)
@@ -76,8 +72,8 @@ class StreamTransport:
 
     def exchange(
         self, requests: Mapping[int, StepRequest], timeout_s: float
-    ) -> dict[int, StepReply]:
-        """Send each node its request and return all replies."""
+    ) -> Answers[StepReply]:
+        """Send each node its request and wait for its reply."""
         sequence = next(self._sequence)
         # Clients share the step's weights, so their frame is made once and not per client.
         weights: dict[int, bytes] = {}
@@ -97,10 +93,7 @@ class StreamTransport:
         def decode(frame: Frame) -> StepReply:
             return replace(_reply(frame), exchange_s=time.monotonic() - started)
 
-        replies = self._converse(sequence, contents, where, decode, timeout_s)
-        for node, reply in replies.items():
-            check_belongs(reply, requests[node])
-        return replies
+        return belonging(self._converse(sequence, contents, where, decode, timeout_s), requests)
 
     def announce(self, steps: Mapping[int, StepId]) -> None:
         """Tell nodes, behind the requests of the next exchange, what comes after it.
@@ -120,55 +113,72 @@ class StreamTransport:
         where: Mapping[int, str],
         decode: Callable[[Frame], T],
         timeout_s: float,
-    ) -> dict[int, T]:
+    ) -> Answers[T]:
         """Send one frame a node, await one answer a node, decode as they arrive."""
         deadline = time.monotonic() + timeout_s
-        pending = set(contents)
-        self._refuse_lost(pending, where)
+        outcomes: dict[int, T | PslError] = {
+            node: self._loss(where[node]) for node in self._lost.intersection(contents)
+        }
+        pending = contents.keys() - outcomes
         notes, self._notes = self._notes, {}
-        self._server.send(contents, notes)
-        replies: dict[int, T] = {}
+        self._server.send({node: contents[node] for node in contents if node in pending}, notes)
         while pending:
             try:
                 arrival = self._server.arrivals.get(timeout=max(deadline - time.monotonic(), 0.0))
             except queue.Empty:
-                raise late([where[node] for node in sorted(pending)], timeout_s) from None
+                break
             self._note(arrival)
-            self._refuse_lost(pending, where)
-            node, frame = arrival
-            if frame is None or frame.kind is Kind.HELLO or frame.sequence != sequence:
+            node, event = arrival
+            if node not in pending:
+                continue
+            if event is Event.LOST:
+                outcomes[node] = self._loss(where[node])
+            elif isinstance(event, Frame) and event.sequence == sequence:
+                outcomes[node] = _decoded(event, where[node], decode)
+            else:
                 continue
             pending.discard(node)
-            if frame.kind is Kind.ERROR:
-                reason = str(frame.values.get("reason"))
-                raise ClientError(f"{where[node]}: the client raised {reason}")
-            try:
-                replies[node] = decode(frame)
-            except ProtocolError as error:
-                raise ProtocolError(f"{where[node]}: {error}") from error
-        return {node: replies[node] for node in contents}
+        if unanswered := contents.keys() & (pending | self._lost):
+            self._server.give_up(unanswered)
+        self._late |= pending
+        outcomes |= {node: late(where[node], timeout_s) for node in pending}
+        return Answers.of(contents, outcomes)
 
     def _note(self, arrival: Arrival) -> None:
         """Keep count of who is there."""
-        if arrival.frame is None:
-            self._lost.add(arrival.node)
-        elif arrival.frame.kind is Kind.HELLO:
-            self._nodes.add(arrival.node)
-            self._lost.discard(arrival.node)
+        node, event = arrival
+        if event is Event.LOST:
+            self._lost.add(node)
+            return
+        self._late.discard(node)
+        if event is Event.CAME:
+            self._nodes.add(node)
+            self._lost.discard(node)
 
-    def _refuse_lost(self, pending: set[int], where: Mapping[int, str]) -> None:
-        if lost := sorted(pending & self._lost):
-            raise ClientError(
-                f"{where[lost[0]]}: its connection broke and did not come back within "
-                f"{self._reconnect_timeout_s:g} s. Look at the node's log, or raise "
-                "reconnect_timeout_s if the network is away for longer."
-            )
+    def _loss(self, where: str) -> ClientError:
+        return ClientError(
+            f"{where}: its connection broke and did not come back within "
+            f"{self._reconnect_timeout_s:g} s. Look at the node's log, or raise "
+            "reconnect_timeout_s if the network is away for longer."
+        )
 
 
 def _packed(node: int, sequence: int, request: StepRequest) -> bytes:
     values = {**parts.request_config(request), SHARED: bool(request.weights)}
     tensors = pack_tensors(parts.request_tensors(request))
     return frames.pack(Kind.REQUEST, node, sequence, values, tensors)
+
+
+def _decoded(frame: Frame, where: str, decode: Callable[[Frame], T]) -> T | PslError:
+    """Return a node's answer, or what is wrong with it."""
+    if frame.kind is Kind.ERROR:
+        return ClientError(f"{where}: the client raised {frame.values.get('reason')}")
+    try:
+        return decode(frame)
+    except ProtocolError as error:
+        failure = ProtocolError(f"{where}: {error}")
+        failure.__cause__ = error
+        return failure
 
 
 def _description(frame: Frame) -> DescribeReply:

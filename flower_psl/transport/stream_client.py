@@ -12,7 +12,7 @@ from functools import cached_property
 import grpc
 from torch import Tensor
 
-from flower_psl.errors import ProtocolError
+from flower_psl.errors import ProtocolError, presentable
 from flower_psl.transport.stream_ticket import (
     HELLO,
     METHOD,
@@ -138,10 +138,11 @@ class StreamClient:
             )
             try:
                 for data in call:
-                    self._last_contact = time.monotonic()
                     for frame in frames.split(data):
                         if (answer := self._answer(frames.unpack(frame))) is not None:
                             outgoing.put(answer)
+                    # Only now: who computes for long has not lost the server by that.
+                    self._last_contact = time.monotonic()
                     if not self._devices:
                         return
             finally:
@@ -171,8 +172,8 @@ class StreamClient:
             _LOG.debug("node %d could not prepare a step", frame.node, exc_info=True)
 
     def _reply(self, frame: Frame) -> bytes:
-        _, device = self._devices[frame.node]
         try:
+            _, device = self._devices[frame.node]
             if frame.kind is Kind.DESCRIBE:
                 values = parts.description_config(device.describe())
                 return frames.pack(Kind.DESCRIPTION, frame.node, frame.sequence, values)
@@ -190,8 +191,8 @@ class StreamClient:
             return answer
         except Exception as error:  # whatever the device raises is the server's to judge
             _LOG.exception("node %d could not answer the server", frame.node)
-            reason = {"reason": f"{type(error).__name__}: {error}"}
-            return frames.pack(Kind.ERROR, frame.node, frame.sequence, reason)
+            reason = presentable(f"{type(error).__name__}: {error}")
+            return frames.pack(Kind.ERROR, frame.node, frame.sequence, {"reason": reason})
 
 
 @contextmanager

@@ -3,7 +3,10 @@
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, NamedTuple
+
+from flower_psl.wire.frames import Frame
 
 # Frames that are to go at the same time are sent as one message while they are this short:
 # a message costs a peer about as much as copying so many bytes.
@@ -20,6 +23,21 @@ class Request(NamedTuple):
     sequence: int
     data: bytes
     weights: bytes | None = None
+
+
+class Event(Enum):
+    """What can happen to a node, other than that it answers."""
+
+    CAME = "it connected"
+    LOST = "its connection broke and did not come back in time"
+    CAUGHT_UP = "it answered the last of what nobody waits for any more"
+
+
+class Arrival(NamedTuple):
+    """An answer to the outstanding request of a node, or something else that happened to it."""
+
+    node: int
+    event: Frame | Event
 
 
 @dataclass(eq=False)
@@ -70,12 +88,19 @@ class Node:
     outstanding: Request | None = None
     # Requests that nobody waits for any more: an answer to one of them is late, not forged.
     given_up: set[int] = field(default_factory=set)
+    # When it will be lost, if it is away; and whether it is.
     deadline: asyncio.TimerHandle | None = None
+    is_lost: bool = False
 
     def ask(self, request: Request) -> None:
         """Send it a request, now or when it is back."""
-        if self.outstanding is not None:
-            self.given_up.add(self.outstanding.sequence)
+        self.give_up()
         self.outstanding = request
         if self.connection is not None:
             self.connection.ask(request)
+
+    def give_up(self) -> None:
+        """Wait no more for what it has not answered."""
+        if self.outstanding is not None:
+            self.given_up.add(self.outstanding.sequence)
+            self.outstanding = None

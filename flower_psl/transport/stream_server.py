@@ -12,12 +12,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 
 from flower_psl.errors import ConfigError, ProtocolError
-from flower_psl.transport.stream_connection import Connection, Node, Request
+from flower_psl.transport.stream_connection import Arrival, Connection, Event, Node, Request
 from flower_psl.transport.stream_settings import StreamSettings
 from flower_psl.transport.stream_ticket import (
     HELLO,
@@ -30,7 +30,7 @@ from flower_psl.transport.stream_tls import Certificate
 from flower_psl.wire import frames
 from flower_psl.wire.frames import Frame, Kind
 
-_STARTUP_TIMEOUT_S = 30.0
+_THREAD_TIMEOUT_S = 30.0
 _STOP_GRACE_S = 2.0
 # A stream that is not let in costs little: it is judged by its metadata, of which gRPC takes
 # 16 KB at most, before anything of it is read, and ends at once.
@@ -40,17 +40,6 @@ _STRANGERS_PATIENCE_MS = 5_000
 # Connections beyond these and one a node are closed unheard.
 _SPARE_CONNECTIONS = 256
 _ANSWERS = (Kind.DESCRIPTION, Kind.REPLY, Kind.ERROR)
-
-
-class Arrival(NamedTuple):
-    """Something that happened to a node.
-
-    Its frame: an answer to the outstanding request; a HELLO, when the node connected; or
-    None, when its connection broke and did not come back in time.
-    """
-
-    node: int
-    frame: Frame | None
 
 
 class _RefusedError(Exception):
@@ -96,7 +85,7 @@ class StreamServer:
             If the address cannot be listened on.
         """
         self._thread.start()
-        return self._port.result(_STARTUP_TIMEOUT_S)
+        return self._port.result(_THREAD_TIMEOUT_S)
 
     def admit(self, nodes: Iterable[int]) -> dict[int, str]:
         """Return a new token for each node; nobody else is let in."""
@@ -119,6 +108,18 @@ class StreamServer:
                 check_length(data, self._settings.max_frame_bytes, f"the request to node {node}")
         self._call(lambda: self._send(requests, notes))
 
+    def give_up(self, nodes: Iterable[int]) -> None:
+        """Wait no more for what these nodes have not answered, and do not ask it again."""
+        self._call(lambda: self._give_up(nodes))
+
+    def lost(self) -> list[int]:
+        """Return the nodes whose connections broke and did not come back in time."""
+        answer: Future[list[int]] = Future()
+        self._call(
+            lambda: answer.set_result([n for n, node in self._nodes.items() if node.is_lost])
+        )
+        return answer.result(_THREAD_TIMEOUT_S)
+
     def goodbye(self) -> None:
         """Tell every node that the session is over, now or when it comes (back)."""
         self._call(self._goodbye)
@@ -126,7 +127,7 @@ class StreamServer:
     def stop(self) -> None:
         """End all connections and the thread."""
         self._call(self._stop.set)
-        self._thread.join(_STARTUP_TIMEOUT_S)
+        self._thread.join(_THREAD_TIMEOUT_S)
 
     def _call(self, function: Any) -> None:
         self._loop.call_soon_threadsafe(function)
@@ -211,6 +212,8 @@ class StreamServer:
             self.arrivals.put(Arrival(frame.node, frame))
         elif frame.sequence in node.given_up:
             node.given_up.remove(frame.sequence)
+            if not node.given_up and node.outstanding is None:
+                self.arrivals.put(Arrival(frame.node, Event.CAUGHT_UP))
         else:
             self._refuse(connection, "frame for another request")
 
@@ -230,7 +233,9 @@ class StreamServer:
         if node.deadline is not None:
             node.deadline.cancel()
             node.deadline = None
+        node.is_lost = False
         node.connection = connection
+        node.given_up.clear()  # a connection carries answers to its own requests only
         connection.nodes.add(frame.node)
         if self._over:
             connection.send(frames.pack(Kind.GOODBYE, frame.node, 0, {}))
@@ -238,7 +243,7 @@ class StreamServer:
         connection.send(frames.pack(Kind.WELCOME, frame.node, 0, {}))
         if node.outstanding is not None:
             connection.ask(node.outstanding)
-        self.arrivals.put(Arrival(frame.node, frame))
+        self.arrivals.put(Arrival(frame.node, Event.CAME))
 
     def _refuse(self, connection: Connection, reason: str) -> None:
         """Count what is not to be; it ends a stream that is not let in, and no other."""
@@ -254,8 +259,12 @@ class StreamServer:
             node.connection = None
             if not self._over:
                 node.deadline = self._loop.call_later(
-                    self._settings.reconnect_timeout_s, self.arrivals.put, Arrival(name, None)
+                    self._settings.reconnect_timeout_s, self._lose, name
                 )
+
+    def _lose(self, name: int) -> None:
+        self._nodes[name].is_lost = True
+        self.arrivals.put(Arrival(name, Event.LOST))
 
     def _send(self, requests: Mapping[int, Request], notes: Mapping[int, bytes]) -> None:
         for name, request in requests.items():
@@ -263,6 +272,10 @@ class StreamServer:
         for name, note in notes.items():
             if (connection := self._nodes[name].connection) is not None:
                 connection.send(note)
+
+    def _give_up(self, nodes: Iterable[int]) -> None:
+        for name in nodes:
+            self._nodes[name].give_up()
 
     def _goodbye(self) -> None:
         self._over = True

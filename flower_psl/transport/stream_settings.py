@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 from flower_psl.errors import ConfigError
 from flower_psl.transport.loopback import is_loopback
-
-# gRPC counts a message's bytes in 32 bits.
-_LARGEST_FRAME_BYTES = 2**31 - 1
+from flower_psl.transport.stream_ticket import LARGEST_FRAME_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +74,11 @@ class StreamSettings:
                 )
         if (
             not isinstance(self.max_frame_bytes, int)
-            or not 0 < self.max_frame_bytes <= _LARGEST_FRAME_BYTES
+            or not 0 < self.max_frame_bytes <= LARGEST_FRAME_BYTES
         ):
             raise ConfigError(
                 f"max_frame_bytes is {self.max_frame_bytes!r}; it is an integer from 1 to "
-                f"{_LARGEST_FRAME_BYTES}"
+                f"{LARGEST_FRAME_BYTES}"
             )
         self._check_certificate_files()
         if self.plain_text:

@@ -1,5 +1,6 @@
 """What a node must know to open its stream; it travels over Flower's own channel."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -22,6 +23,9 @@ _SHORTEST_PING_INTERVAL_S = 1.0
 
 
 _WINDOW_BYTES = 1_048_576
+
+# gRPC counts a message's bytes in 32 bits.
+LARGEST_FRAME_BYTES = 2**31 - 1
 
 
 def channel_options(reconnect_timeout_s: float, max_frame_bytes: int) -> list[tuple[str, int]]:
@@ -103,7 +107,7 @@ class Ticket:
     Raises
     ------
     ProtocolError
-        If it is for plain text to another machine.
+        If it is for plain text to another machine, or a bound is none.
     """
 
     address: str
@@ -122,6 +126,17 @@ class Ticket:
             raise ProtocolError(
                 f"a ticket for plain text to {self.address!r}; plain text stays on one machine. "
                 "Leave plain_text out of the server's stream settings."
+            )
+        if (
+            not 0 < self.reconnect_timeout_s < math.inf
+            or not 0 < self.max_frame_bytes <= LARGEST_FRAME_BYTES
+            or self.num_nodes < 0
+        ):
+            raise ProtocolError(
+                f"a ticket with reconnect_timeout_s {self.reconnect_timeout_s}, max_frame_bytes "
+                f"{self.max_frame_bytes} and num_nodes {self.num_nodes}; they are finite and "
+                f"above 0, 1 to {LARGEST_FRAME_BYTES}, and 0 or more. Install the same "
+                "flower-psl on both sides."
             )
 
     def to_values(self) -> dict[str, int | float | str]:

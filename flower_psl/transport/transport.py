@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from flower_psl.transport.answers import Answers
 from flower_psl.wire import DescribeReply, StepId, StepReply, StepRequest
 
 
@@ -56,21 +57,23 @@ class Transport(Protocol):
         """What it refused so far, by reason; empty where Flower itself lets nobody in."""
 
     def nodes(self) -> list[int]:
-        """Return the nodes that can be reached now, in ascending order."""
+        """Return the nodes that can be reached now, in ascending order.
 
-    def describe(self, nodes: Iterable[int], timeout_s: float) -> dict[int, DescribeReply]:
-        """Ask each node for its description.
-
-        Raises
-        ------
-        ClientError, WaitError
-            As `exchange` does.
+        Those that were lost are not among them, nor those that have not answered in time,
+        until they have answered, or are back. It costs a live connection next to nothing,
+        and Flower messages a request to the SuperLink.
         """
+
+    def describe(self, nodes: Iterable[int], timeout_s: float) -> Answers[DescribeReply]:
+        """Ask each node for its description, with the bound that `exchange` has."""
 
     def exchange(
         self, requests: Mapping[int, StepRequest], timeout_s: float
-    ) -> dict[int, StepReply]:
-        """Send each node its request and return all replies.
+    ) -> Answers[StepReply]:
+        """Send each node its request and wait for its reply.
+
+        What one node does, or does not do, changes nothing for the others. An answer that
+        comes after its time is dropped.
 
         Parameters
         ----------
@@ -81,18 +84,13 @@ class Transport(Protocol):
 
         Returns
         -------
-        dict of int to StepReply
-            Replies by node, in the order of the requests. Each belongs to its request;
-            its values are not checked yet.
+        Answers of StepReply
+            Each reply belongs to its request; its values are not checked yet.
 
         Raises
         ------
-        ClientError
-            As soon as one node answers with an error.
-        ProtocolError
-            If a reply is not one, or belongs to another request.
-        WaitError
-            If replies are missing after `timeout_s`.
+        PslError
+            For what is no node's doing: a request that is longer than they accept.
         """
 
     def announce(self, steps: Mapping[int, StepId]) -> None:

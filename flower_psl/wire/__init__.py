@@ -4,6 +4,7 @@
 messages travel, so that nothing else needs flwr.
 """
 
+from flower_psl.wire.check_reply import check_batch, check_gradients
 from flower_psl.wire.check_weights import check_weights
 from flower_psl.wire.decode_reply import decode_reply
 from flower_psl.wire.describe import (
@@ -27,9 +28,7 @@ from flower_psl.wire.step import (
     StepId,
     StepReply,
     StepRequest,
-    check_batch,
     check_belongs,
-    check_gradients,
 )
 from flower_psl.wire.tensors import is_finite
 

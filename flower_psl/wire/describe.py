@@ -8,7 +8,11 @@ from torch import Tensor
 from flower_psl.errors import ProtocolError
 
 # Raised whenever a request or a reply changes its meaning.
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
+
+# A schedule takes a byte an example or more, so without a bound a single number would take all
+# of the server's memory.
+_MOST_EXAMPLES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,10 @@ class DescribeReply:
         Parameters and buffers of its client segment.
     has_optimizer : bool
         Whether it can update its segment by itself.
+    has_segment : bool
+        Whether it has a segment that it trained by itself.
+    keeps_state : bool
+        Whether it has a folder to save in what it trains by itself.
     version : int
         The protocol it speaks.
     """
@@ -59,23 +67,27 @@ class DescribeReply:
     num_test_examples: int
     segment: Mapping[str, TensorSpec]
     has_optimizer: bool = False
+    has_segment: bool = False
+    keeps_state: bool = False
     version: int = PROTOCOL_VERSION
 
     def __post_init__(self) -> None:
-        """Refuse another protocol and negative counts."""
+        """Refuse another protocol, and counts and keys out of range."""
         if self.version != PROTOCOL_VERSION:
             raise ProtocolError(
                 f"the device speaks protocol {self.version}, this server {PROTOCOL_VERSION}; "
                 "install the same flower-psl on both"
             )
         for name in ("num_examples", "num_test_examples"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) <= _MOST_EXAMPLES:
                 raise ProtocolError(
-                    f"{name} is {getattr(self, name)}; a data set has 0 examples or more"
+                    f"{name} is {getattr(self, name)}; a data set has 0 to {_MOST_EXAMPLES} "
+                    "examples. Share a larger one out among several clients."
                 )
-        if self.client_key is not None and self.client_key < 0:
+        if self.client_key is not None and not 0 <= self.client_key < 2**63:
             raise ProtocolError(
-                f"client key {self.client_key} is negative; give the node a partition-id >= 0"
+                f"client key {self.client_key}; it is from 0 to 2**63 - 1. Give the node such a "
+                "partition-id."
             )
 
 

@@ -14,7 +14,6 @@ tensors               safetensors, or nothing
 ====================  =======================================================
 """
 
-import json
 import struct
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
@@ -22,6 +21,7 @@ from typing import NamedTuple
 
 from flower_psl.errors import ProtocolError
 from flower_psl.wire.describe import PROTOCOL_VERSION
+from flower_psl.wire.json_text import from_json, to_json
 from flower_psl.wire.tensor_table import Pieces
 
 _MAGIC = b"PSLF"
@@ -76,8 +76,13 @@ def pack(
         Small values that JSON can hold.
     tensors : sequence of bytes-like
         As `tensor_table.pack_tensors` returns them. They are copied once, here.
+
+    Raises
+    ------
+    ProtocolError
+        If the values are longer than `json_text.LONGEST_TEXT_BYTES`.
     """
-    text = json.dumps(values, separators=(",", ":")).encode()
+    text = to_json(values, "a frame's values").encode()
     length = sum(len(piece) for piece in tensors)
     header = _HEADER.pack(_MAGIC, PROTOCOL_VERSION, kind, 0, node, sequence, len(text), length)
     return b"".join([header, text, *tensors])
@@ -137,10 +142,6 @@ def unpack(data: bytes | memoryview) -> Frame:
             "changed. Send it again."
         )
     tensors_at = _HEADER.size + values_length
-    try:
-        values = json.loads(bytes(data[_HEADER.size : tensors_at]))
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"a frame's values are no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ProtocolError(f"a frame's values are a {type(values).__name__}, not an object")
-    return Frame(Kind(kind), node, sequence, values, memoryview(data)[tensors_at:])
+    data = memoryview(data)
+    values = from_json(data[_HEADER.size : tensors_at], "a frame's values")
+    return Frame(Kind(kind), node, sequence, values, data[tensors_at:])

@@ -5,24 +5,29 @@ What carries them turns these into its own form, `wire.records` into Flower's re
 """
 
 import json
-import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from flower_psl.errors import ProtocolError
 from flower_psl.wire.describe import DescribeReply, TensorSpec
 from flower_psl.wire.encodings import Encodings
+from flower_psl.wire.json_text import from_json
 from flower_psl.wire.step import Phase, StepId, StepReply, StepRequest
-from flower_psl.wire.tensors import dtype_name, dtype_of
+from flower_psl.wire.tensors import check_shape, dtype_name, dtype_of
 
 Config = dict[str, int | float | str | list[int] | list[str]]
 
 _ID = "id"
 _PHASE = "phase"
 _PREVIOUS = "previous"
+_FORGET = "forget"
+_RUN = "run"
 _DTYPE = "activation-dtype"
 _GROUPS = ("gradients", "moments", "weights")
+# Sums of what clients say must stay finite, and no answer takes half a year.
+_LONGEST_S = 1e7
 
 
 def step_config(step: StepId) -> Config:
@@ -33,10 +38,13 @@ def step_config(step: StepId) -> Config:
 def request_config(request: StepRequest) -> Config:
     """Return the small values of a request."""
     previous: Config = {} if request.previous is None else {_PREVIOUS: list(request.previous)}
+    forget: Config = {_FORGET: True} if request.forget else {}
     return {
         _PHASE: str(request.phase),
         **step_config(request.id),
         **previous,
+        **forget,
+        **({_RUN: request.run} if request.run else {}),
         **request.encodings.to_config(),
     }
 
@@ -69,6 +77,8 @@ def request_of(
         weights=weights,
         gradient=tensors.get("gradient"),
         previous=_step_id(config, _PREVIOUS) if _PREVIOUS in config else None,
+        forget=config.get(_FORGET) is True,
+        run=str(config.get(_RUN, "")),
         extras=extras,
         encodings=Encodings.from_config(config),
     )
@@ -76,13 +86,18 @@ def request_of(
 
 def reply_config(reply: StepReply) -> Config:
     """Return the small values of a reply."""
+    # Nothing empty: Flower's message_size_mod fails on it.
+    dtype: Config = (
+        {} if reply.activation_dtype is None else {_DTYPE: dtype_name(reply.activation_dtype)}
+    )
+    unused: Config = {"unused": list(reply.unused)} if reply.unused else {}
     return {
         _PHASE: str(reply.phase),
         _ID: list(reply.id),
-        _DTYPE: "" if reply.activation_dtype is None else dtype_name(reply.activation_dtype),
+        **dtype,
         "compute-s": reply.compute_s,
         "encode-s": reply.encode_s,
-        "unused": list(reply.unused),
+        **unused,
     }
 
 
@@ -108,10 +123,9 @@ def reply_of(config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Ste
     ProtocolError
         If a value is missing or is not what a reply holds.
     """
-    unused = config.get("unused")
+    unused = config.get("unused", [])
     if not isinstance(unused, list) or not all(isinstance(name, str) for name in unused):
         raise ProtocolError(f"unused is {unused!r}; it must be a list of parameter names")
-    dtype = str(config.get(_DTYPE))
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
     batch: dict[str, Tensor] = {}
     extras = _extras(tensors, "activations")
@@ -130,7 +144,7 @@ def reply_of(config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Ste
         phase=_phase(config),
         id=step_id_of(config),
         activations=batch.get("activations"),
-        activation_dtype=dtype_of(dtype) if dtype else None,
+        activation_dtype=_activation_dtype(config),
         extras=extras,
         labels=batch.get("labels"),
         gradients=groups["gradients"],
@@ -155,6 +169,8 @@ def description_config(reply: DescribeReply) -> Config:
         "num-examples": reply.num_examples,
         "num-test-examples": reply.num_test_examples,
         "has-optimizer": reply.has_optimizer,
+        "has-segment": reply.has_segment,
+        "keeps-state": reply.keeps_state,
         "segment": json.dumps(segment),
     }
 
@@ -173,24 +189,45 @@ def description_of(config: Mapping[str, object]) -> DescribeReply:
         if not isinstance(value, int) or isinstance(value, bool):
             raise ProtocolError(f"a description's {name} is {value!r}; it must be an integer")
         numbers[name] = value
-    try:
-        segment = {
-            str(name): TensorSpec(tuple(int(size) for size in shape), str(dtype), bool(trainable))
-            for name, (shape, dtype, trainable) in json.loads(str(config.get("segment"))).items()
-        }
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ProtocolError(
-            f"a description's segment is not a table of names, shapes and dtypes ({error}); "
-            "install the same flower-psl on both sides"
-        ) from error
     return DescribeReply(
         version=numbers["version"],
         client_key=None if numbers["client-key"] == -1 else numbers["client-key"],
         num_examples=numbers["num-examples"],
         num_test_examples=numbers["num-test-examples"],
-        segment=segment,
+        segment=_segment(config),
         has_optimizer=config.get("has-optimizer") is True,
+        has_segment=config.get("has-segment") is True,
+        keeps_state=config.get("keeps-state") is True,
     )
+
+
+def _segment(config: Mapping[str, object]) -> dict[str, TensorSpec]:
+    try:
+        table = from_json(str(config.get("segment")), "its tensors")
+        return {name: _spec(name, entry) for name, entry in table.items()}
+    except ProtocolError as error:
+        raise ProtocolError(
+            f"a description's segment is not a table of names, shapes and dtypes ({error}); "
+            "install the same flower-psl on both sides"
+        ) from error
+
+
+def _spec(name: str, entry: object) -> TensorSpec:
+    match entry:
+        case [list(shape), str(dtype), bool(trainable)]:
+            check_shape(shape)
+            return TensorSpec(tuple(shape), dtype, trainable)
+    raise ProtocolError(f"{name!r} is {entry!r}")
+
+
+def _activation_dtype(config: Mapping[str, object]) -> torch.dtype | None:
+    value = config.get(_DTYPE)
+    if value is None:
+        return None
+    try:
+        return dtype_of(str(value))
+    except ProtocolError as error:
+        raise ProtocolError(f"{_DTYPE} is {value!r}: {error}") from error
 
 
 def _extras(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -202,8 +239,10 @@ def _extras(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 def _seconds(config: Mapping[str, object], name: str) -> float:
     value = config.get(name)
-    if not isinstance(value, float) or not 0 <= value < math.inf:
-        raise ProtocolError(f"{name} is {value!r}; it must be seconds, finite and 0.0 or more")
+    if not isinstance(value, float) or not 0 <= value <= _LONGEST_S:
+        raise ProtocolError(
+            f"{name} is {value!r}; it must be seconds, finite, from 0.0 to {_LONGEST_S:g}"
+        )
     return value
 
 
@@ -233,9 +272,10 @@ def _step_id(config: Mapping[str, object], name: str) -> StepId:
     if (
         not isinstance(value, list)
         or len(value) != len(StepId._fields)
-        or not all(isinstance(number, int) for number in value)
+        or any(type(number) is not int or not 0 <= number < 2**64 for number in value)
     ):
         raise ProtocolError(
-            f"{name} {value!r} is not the {len(StepId._fields)} integers of a step"
+            f"{name} {value!r} is not the {len(StepId._fields)} integers of a step, from 0 to "
+            "2**64 - 1 each"
         )
-    return StepId(*(int(number) for number in value))
+    return StepId(*value)

@@ -52,7 +52,10 @@ def decode_tensors(record: ArrayRecord) -> dict[str, Tensor]:
                 f"array {name!r} is serialized as {array.stype!r}, not {_SERIALIZATION!r}; "
                 "install the same flower-psl on both sides"
             )
-        tensors[name] = from_bytes(array.data, array.dtype, array.shape)
+        try:
+            tensors[name] = from_bytes(array.data, array.dtype, array.shape)
+        except ProtocolError as error:
+            raise ProtocolError(f"array {name!r}: {error}") from error
     return tensors
 
 

@@ -1,5 +1,6 @@
 """One request and one reply for everything that happens in a step."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from flower_psl.errors import ProtocolError
 from flower_psl.wire.encodings import Encodings
-from flower_psl.wire.tensors import is_finite, payload_bytes
+from flower_psl.wire.tensors import payload_bytes
+
+# It is the name of a folder on the device.
+_RUN = re.compile(r"[a-z0-9]{0,40}")
 
 
 class Phase(StrEnum):
@@ -22,6 +26,8 @@ class Phase(StrEnum):
     TRAIN = "train"
     SETTLE = "settle"
     COLLECT = "collect"
+    SAVE = "save"
+    RESTORE = "restore"
 
 
 class StepId(NamedTuple):
@@ -71,7 +77,9 @@ class StepRequest:
         pass over test data. A client that updates its own segment is asked to train: to
         take the gradient of its step before, and go forward in this one. At the end of a
         round it is asked to settle, to take the gradient that is left, or to collect, to
-        return what it has trained besides.
+        return what it has trained, after it took the gradient if one is left. At a
+        checkpoint it is asked to save what it trains, and when the run goes on from one, to
+        restore that.
     id : StepId
         The step, the client and its examples.
     weights : mapping of str to Tensor
@@ -81,7 +89,12 @@ class StepRequest:
     gradient : Tensor or None
         The gradient of the loss by this client's activations in the step `settles`.
     previous : StepId or None
-        Train only: the client's step before, which the gradient belongs to.
+        Train: the client's step before, which the gradient belongs to. Save: the oldest
+        step whose saved state the server may still ask for.
+    forget : bool
+        Whether another step of the client, if one waits for its gradient, was discarded.
+    run : str
+        Save and restore: the run that the state belongs to, of small letters and digits.
     extras : mapping of str to Tensor
         What decoding the gradient needs besides, such as ``gradient|scale``.
     encodings : Encodings
@@ -93,28 +106,37 @@ class StepRequest:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     gradient: Tensor | None = None
     previous: StepId | None = None
+    forget: bool = False
+    run: str = ""
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     encodings: Encodings = field(default_factory=Encodings)
 
     def __post_init__(self) -> None:
         """Refuse a request that no client could answer."""
-        if min(self.id) < 0 or self.id.batch_size < 1:
+        of_state = self.phase in (Phase.SAVE, Phase.RESTORE)
+        if bool(self.run) is not of_state or not _RUN.fullmatch(self.run):
+            raise ProtocolError(
+                f"{self.id}: a {self.phase} request of the run {self.run!r}; to save and to "
+                "restore name a run by up to 40 small letters and digits, no other request does"
+            )
+        if min(self.id) < 0 or (self.id.batch_size < 1 and not of_state):
             raise ProtocolError(
                 f"{self.id}: a request for {self.id.batch_size} examples from {self.id.start}; no "
                 "number may be negative and a client with nothing to give is left alone"
             )
-        if self.previous is not None and self.phase is not Phase.TRAIN:
+        if self.previous is not None and self.phase not in (Phase.TRAIN, Phase.SAVE):
             raise ProtocolError(
                 f"{self.id}: a {self.phase} request names a step before; only a request to train "
-                "goes on from one"
+                "goes on from one, or to save keeps one"
             )
         settles = self.settles
         if (self.gradient is None) is not (settles is None):
             raise ProtocolError(
                 f"{self.id}: a {self.phase} request with"
                 f"{'out' if self.gradient is None else ''} a gradient; a gradient belongs to a "
-                "step that waits for it: that of a backward, settle or collect request, and the "
-                "one that a request to train names as previous. No other request has one."
+                "step that waits for it: that of a backward or settle request, and the one that a "
+                "request to train names as previous. A request to collect may have one, and no "
+                "other."
             )
         if self.gradient is not None and settles is not None:
             if self.gradient.dim() == 0 or len(self.gradient) != settles.batch_size:
@@ -129,8 +151,10 @@ class StepRequest:
         match self.phase:
             case Phase.TRAIN:
                 return self.previous
-            case Phase.BACKWARD | Phase.SETTLE | Phase.COLLECT:
+            case Phase.BACKWARD | Phase.SETTLE:
                 return self.id
+            case Phase.COLLECT:
+                return None if self.gradient is None else self.id
         return None
 
     @property
@@ -216,83 +240,6 @@ def check_belongs(reply: StepReply, request: StepRequest) -> None:
     if (reply.phase, reply.id) != (request.phase, request.id):
         raise ProtocolError(
             f"{request.id}: asked for {request.phase} {tuple(request.id)}, got an answer to "
-            f"{reply.phase} {tuple(reply.id)}; a device must echo the request it answers"
+            f"{reply.phase} {tuple(reply.id)}; a device must echo the phase and id of "
+            "the request that it answers"
         )
-
-
-def check_batch(reply: StepReply) -> tuple[Tensor, Tensor]:
-    """Return a reply's activations and labels, or say what is wrong with them.
-
-    Raises
-    ------
-    ProtocolError
-        If one is missing, the counts are not the batch size asked for, or a value is not
-        finite.
-    """
-    where, count = reply.id, reply.id.batch_size
-    if reply.activations is None or reply.labels is None:
-        raise ProtocolError(
-            f"{where}: a {reply.phase} reply without activations or labels; both are needed. "
-            "Install the same flower-psl on the device and on the server."
-        )
-    for name, tensor in (("activations", reply.activations), ("labels", reply.labels)):
-        rows = len(tensor) if tensor.dim() else 0
-        if rows != count:
-            raise ProtocolError(
-                f"{where}: {rows} {name} for a batch of {count}; the first size of what the "
-                "client segment and the data set return must be the number of examples"
-            )
-        if name == "activations" and not tensor.is_floating_point():
-            raise ProtocolError(
-                f"{where}: the activations are {tensor.dtype}; gradients flow through "
-                "floating-point values only. Cut behind a layer that returns those."
-            )
-        if not is_finite(tensor):
-            raise ProtocolError(
-                f"{where}: the {name} have NaN or infinite values; every value must be finite. "
-                "Look at this client's inputs, or lower the learning rate if training diverged."
-            )
-    return reply.activations, reply.labels
-
-
-def check_gradients(reply: StepReply, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return a backward reply's gradients, or say what is wrong with them.
-
-    Parameters
-    ----------
-    reply : StepReply
-        The reply.
-    parameters : mapping of str to Tensor
-        The client segment's trainable parameters.
-
-    Raises
-    ------
-    ProtocolError
-        If a parameter has neither a gradient nor is said to be unused, a name, shape or
-        dtype is not the parameter's, or a value is not finite.
-    """
-    if missing := sorted(set(parameters) - set(reply.gradients) - set(reply.unused)):
-        raise ProtocolError(
-            f"{reply.id}: no gradient for {missing}; a reply has one for each of the "
-            f"{len(parameters)} trainable parameters, or names it as unused. Build the same model "
-            "on both sides."
-        )
-    for name, gradient in reply.gradients.items():
-        parameter = parameters.get(name)
-        if parameter is None:
-            raise ProtocolError(
-                f"{reply.id}: a gradient for {name!r}; the trainable parameters of the client "
-                f"segment are {sorted(parameters)}. Build the same model on both sides."
-            )
-        if gradient.shape != parameter.shape or gradient.dtype != parameter.dtype:
-            raise ProtocolError(
-                f"{reply.id}: the gradient of {name!r} is {gradient.dtype} "
-                f"{tuple(gradient.shape)}, the parameter {parameter.dtype} "
-                f"{tuple(parameter.shape)}; both must agree. Build the same model on both sides."
-            )
-        if not is_finite(gradient):
-            raise ProtocolError(
-                f"{reply.id}: the gradient of {name!r} has NaN or infinite values; every value "
-                "must be finite. Lower the learning rate or set max_grad_norm."
-            )
-    return reply.gradients

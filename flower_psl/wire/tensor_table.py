@@ -5,16 +5,16 @@ https://github.com/huggingface/safetensors. The library copies what it reads twi
 the bytes are part of a longer message, and a large copy takes longer than the network.
 """
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flower_psl.errors import ProtocolError
-from flower_psl.wire.tensors import as_bytes_view, copied
+from flower_psl.wire.json_text import from_json, to_json
+from flower_psl.wire.tensors import as_bytes_view, check_shape, copied
 
 Pieces = Sequence[bytes | memoryview]
 
@@ -32,6 +32,7 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LENGTH_BYTES = 8
+_TABLE = "the names and shapes of its tensors"
 
 
 class _Entry(NamedTuple):
@@ -48,7 +49,7 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> Pieces:
     Raises
     ------
     ProtocolError
-        If a dtype does not travel.
+        If a dtype does not travel, or there are more than some ten thousand tensors.
     """
     if not tensors:
         return ()
@@ -62,7 +63,7 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> Pieces:
             "data_offsets": [start, start + len(view)],
         }
         start += len(view)
-    text = json.dumps(table, separators=(",", ":")).encode()
+    text = to_json(table, _TABLE).encode()
     return [len(text).to_bytes(_LENGTH_BYTES, "little"), text, *views]
 
 
@@ -78,47 +79,56 @@ def unpack_tensors(data: memoryview) -> dict[str, Tensor]:
         return {}
     try:
         entries, payload = _read_table(data)
-        return {entry.name: _tensor(entry, payload) for entry in _checked(entries, len(payload))}
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        _check_cover(entries, len(payload))
+    except ProtocolError as error:
         raise ProtocolError(
             f"a frame's tensors cannot be read ({error}); they were cut off or changed. Send "
             "them again."
         ) from error
+    return {entry.name: _tensor(entry, payload) for entry in entries}
 
 
 def _read_table(data: memoryview) -> tuple[list[_Entry], memoryview]:
     payload_at = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     if payload_at > len(data):
-        raise ValueError(f"a table that ends at byte {payload_at} of {len(data)}")
-    table = json.loads(bytes(data[_LENGTH_BYTES:payload_at]))
-    entries = []
-    for name, entry in table.items():
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"dtype {entry['dtype']!r}; the wire carries {sorted(_DTYPES)}")
-        numbers = [*entry["shape"], *entry["data_offsets"]]
-        if any(type(number) is not int or number < 0 for number in numbers):
-            raise ValueError(
-                f"{name!r} has the sizes and offsets {numbers}, not all whole numbers"
-            )
-        start, end = entry["data_offsets"]
-        entries.append(_Entry(name, _DTYPES[entry["dtype"]], tuple(entry["shape"]), start, end))
-    return entries, data[payload_at:]
+        raise ProtocolError(f"a table that ends at byte {payload_at} of {len(data)}")
+    table = from_json(data[_LENGTH_BYTES:payload_at], _TABLE)
+    entries = [_entry(name, fields) for name, fields in table.items()]
+    return sorted(entries, key=lambda entry: (entry.start, entry.end)), data[payload_at:]
 
 
-def _checked(entries: Sequence[_Entry], length: int) -> Iterator[_Entry]:
-    """Yield the entries, which must cover the payload without gap or overlap."""
+def _entry(name: str, fields: object) -> _Entry:
+    given = fields if isinstance(fields, dict) else {}
+    dtype, shape, offsets = given.get("dtype"), given.get("shape"), given.get("data_offsets")
+    if (
+        not (isinstance(dtype, str) and isinstance(shape, list) and isinstance(offsets, list))
+        or dtype not in _DTYPES
+        or [type(offset) for offset in offsets] != [int, int]
+    ):
+        raise ProtocolError(
+            f"{name!r} is {fields!r}; a tensor has a dtype, one of {sorted(_DTYPES)}, a shape and "
+            "two data_offsets"
+        )
+    try:
+        check_shape(shape)
+    except ProtocolError as error:
+        raise ProtocolError(f"{name!r} has {error}") from error
+    return _Entry(name, _DTYPES[dtype], tuple(shape), *offsets)
+
+
+def _check_cover(entries: Sequence[_Entry], length: int) -> None:
+    """Refuse entries that, in their order, leave a gap in the payload, or overlap."""
     at = 0
-    for entry in sorted(entries, key=lambda entry: (entry.start, entry.end)):
+    for entry in entries:
         promised = math.prod(entry.shape) * entry.dtype.itemsize
         if entry.start != at or entry.end - entry.start != promised:
-            raise ValueError(
-                f"{entry.name!r} of {promised} bytes lies at {entry.start} to {entry.end}; the "
-                f"one before it ends at {at}"
+            raise ProtocolError(
+                f"{entry.name!r} of {promised} bytes has the data_offsets {entry.start} to "
+                f"{entry.end}; the one before it ends at {at}"
             )
         at = entry.end
-        yield entry
     if at != length:
-        raise ValueError(f"tensors of {at} bytes in a payload of {length}")
+        raise ProtocolError(f"tensors of {at} bytes in a payload of {length}")
 
 
 def _tensor(entry: _Entry, payload: memoryview) -> Tensor:

@@ -23,6 +23,8 @@ _DTYPES = {
         torch.bool,
     )
 }
+# No tensor of a step comes near it.
+_MOST_DIMENSIONS = 16
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -85,11 +87,10 @@ def from_bytes(data: bytes, dtype: str, shape: Sequence[int]) -> Tensor:
     Raises
     ------
     ProtocolError
-        If the dtype is unknown, the shape is negative, or the length does not fit.
+        If the dtype is unknown, the shape is not one, or the length does not fit.
     """
     torch_dtype = dtype_of(dtype)
-    if any(size < 0 for size in shape):
-        raise ProtocolError(f"shape {tuple(shape)} has a negative size; send the tensor's shape")
+    check_shape(shape)
     expected_bytes = math.prod(shape) * torch_dtype.itemsize
     if len(data) != expected_bytes:
         raise ProtocolError(
@@ -97,6 +98,33 @@ def from_bytes(data: bytes, dtype: str, shape: Sequence[int]) -> Tensor:
             f"{expected_bytes}; the payload is cut off or its header is wrong. Send it again."
         )
     return copied(data, torch_dtype).reshape(tuple(shape))
+
+
+def check_shape(shape: Sequence[object]) -> None:
+    """Refuse what can be no tensor's shape.
+
+    Raises
+    ------
+    ProtocolError
+        If it has more than 16 sizes, or one that is no whole number of 0 or more, or, as
+        far as they are not 0, they multiply to more than 64 bits hold.
+    """
+    if not _is_shape(shape):
+        raise ProtocolError(
+            f"shape {tuple(shape)}; a shape has at most {_MOST_DIMENSIONS} sizes, whole numbers "
+            "of 0 or more, whose product 64 bits can hold. Send the tensor's shape."
+        )
+
+
+def _is_shape(shape: Sequence[object]) -> bool:
+    if len(shape) > _MOST_DIMENSIONS:
+        return False
+    product = 1
+    for size in shape:
+        if type(size) is not int or size < 0:
+            return False
+        product *= size or 1  # even the strides of a tensor without elements are such products
+    return product < 2**63
 
 
 def copied(data: bytes | memoryview, dtype: torch.dtype) -> Tensor:

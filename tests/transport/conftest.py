@@ -215,7 +215,7 @@ class Lab:
 
     def exchange(self, *nodes: int) -> dict[int, float]:
         """Return the node id that each device put into its activations."""
-        replies = self.transport.exchange(self.requests(*nodes), PATIENCE_S)
+        replies = self.transport.exchange(self.requests(*nodes), PATIENCE_S).all()
         answers = {}
         for node, reply in replies.items():
             assert reply.activations is not None

@@ -1,9 +1,10 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 
 from flower_psl.transport import flower_sessions
 from flower_psl.transport.flower_sessions import FlowerSessions, session_answer
@@ -11,7 +12,7 @@ from flower_psl.transport.stream import StreamTransport
 from flower_psl.transport.stream_ticket import TICKET, Ticket
 
 if TYPE_CHECKING:
-    from tests.conftest import FakeGrid, FakeTime
+    from tests.conftest import Answer, FakeGrid, FakeTime
 
 TIMEOUT_S = 60.0
 
@@ -104,6 +105,24 @@ def test_a_bounded_number_of_nodes_is_on_its_way(
     assert Counter(message.metadata.dst_node_id for message in grid.pushed) == Counter(nodes)
 
 
+class RestlessStream(FakeStream):
+    """A stream on which something always happens, to nodes that have come."""
+
+    def await_node(self, timeout_s: float) -> bool:
+        super().await_node(timeout_s)
+        return timeout_s > 0
+
+
+def test_a_node_that_comes_again_and_again_does_not_lengthen_the_wait(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    started_s = clock.now_s
+    sessions = FlowerSessions(fake_grid(dict.fromkeys([1, 2], silent)), tickets([1, 2]))
+    problem = sessions.open(RestlessStream(clock, [[1]]), TIMEOUT_S)
+    assert "1 of 2 nodes opened no stream (2), and for 60 s none has" in problem
+    assert clock.now_s - started_s < TIMEOUT_S + 1
+
+
 def test_a_node_that_was_left_to_others_is_asked_again(
     fake_grid: "type[FakeGrid]", clock: "FakeTime"
 ) -> None:
@@ -157,6 +176,79 @@ def test_three_of_many_missing_nodes_are_named(
     grid = fake_grid(dict.fromkeys(range(5), silent))
     problem = FlowerSessions(grid, tickets(range(5))).open(FakeStream(clock, []), TIMEOUT_S)
     assert problem.startswith("5 of 5 nodes opened no stream (0, 1, 2, ...), and for 60 s")
+
+
+def failing(message: Message) -> Message:
+    return Message(Error(code=2, reason="the process is gone"), reply_to=message)
+
+
+def test_what_a_node_says_of_its_failure_cannot_change_a_log(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    def lie(message: Message) -> Message:
+        return Message(Error(code=2, reason="\x1b[2J\nINFO: all came"), reply_to=message)
+
+    sessions = FlowerSessions(fake_grid({1: lie}), tickets([1]))
+    problem = sessions.open(FakeStream(clock, []), TIMEOUT_S)
+    assert problem == "node 1 opened no stream: \\x1b[2J\n    INFO: all came."
+
+
+def test_a_lost_node_is_asked_again_when_its_message_has_been_answered(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    nodes: dict[int, Answer] = {1: silent, 2: silent}
+    grid = fake_grid(nodes)
+    sessions = FlowerSessions(grid, tickets(nodes))
+    sessions.open(FakeStream(clock, [[1, 2]]), TIMEOUT_S)
+    sessions.call_back([2])
+    assert len(grid.pushed) == 2  # Flower still believes that a process holds the message
+    nodes[2] = failing
+    sessions.call_back([2])
+    assert [message.metadata.dst_node_id for message in grid.pushed] == [1, 2, 2]
+    assert ticket_of(grid.pushed[2]) == replace(ticket_of(grid.pushed[1]), num_nodes=0)
+    nodes[2] = silent
+    sessions.call_back([2])
+    assert len(grid.pushed) == 3  # it is held again
+
+
+def test_a_lost_node_that_is_not_there_is_not_asked(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    nodes: dict[int, Answer] = {1: silent, 2: failing}
+    grid = fake_grid(nodes)
+    sessions = FlowerSessions(grid, tickets(nodes))
+    sessions.open(FakeStream(clock, [[1, 2]]), TIMEOUT_S)
+    gone = nodes.pop(2)
+    grid.pull = lambda asked: [gone(m) for m in asked if m.metadata.dst_node_id == 2]  # type: ignore[method-assign, misc]
+    sessions.call_back([2])
+    assert len(grid.pushed) == 2
+    nodes[2] = silent
+    sessions.call_back([2])
+    assert len(grid.pushed) == 3
+
+
+def test_as_long_as_nobody_is_lost_flower_is_asked_nothing(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    grid = fake_grid({1: silent})
+    sessions = FlowerSessions(grid, tickets([1]))
+    sessions.open(FakeStream(clock, [[1]]), TIMEOUT_S)
+    pulls = len(grid.pulls)
+    sessions.call_back([])
+    assert (len(grid.pulls), len(grid.pushed)) == (pulls, 1)
+
+
+def test_the_ends_of_lost_nodes_are_not_awaited(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime", caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes: dict[int, Answer] = {1: silent, 2: silent}
+    grid = fake_grid(nodes)
+    sessions = FlowerSessions(grid, tickets(nodes))
+    sessions.open(FakeStream(clock, [[1, 2]]), TIMEOUT_S)
+    nodes[1] = lambda message: Message(session_answer(3), reply_to=message)
+    sessions.await_ends(TIMEOUT_S, lost=[2])
+    assert clock.slept_s == []
+    assert caplog.records == []
 
 
 def test_an_answer_of_another_kind_is_no_reason_to_ask_again(

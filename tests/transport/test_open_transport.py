@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from flwr.app import Error, Message, MetricRecord, RecordDict
 
-from flower_psl import ConfigError, WaitError
+from flower_psl import ClientError, ConfigError, WaitError
 from flower_psl.transport import StreamSettings, Transport
 from flower_psl.transport.open_transport import open_transport
+from flower_psl.transport.stream import StreamTransport
 from flower_psl.transport.stream_client import StreamClient
 from flower_psl.transport.stream_server import StreamServer
 from flower_psl.transport.stream_ticket import TICKET, Ticket
 from flower_psl.transport.stream_tls import make_certificate
+from flower_psl.wire import Phase, StepId, StepRequest
 
 if TYPE_CHECKING:
     from tests.conftest import Answer, FakeGrid
@@ -35,7 +37,7 @@ class Handler:
         if self.serving is None:
             self.ticket = Ticket.from_values(message.content.config_records[TICKET])
             client = StreamClient(self.ticket)
-            client.add(self._node, self.ticket.token, self._echo(self._node))
+            client.add(self._node, self.ticket.token, self._echo(self._node % 1000))
             self.serving = self._make_serving(client)
         if not self.serving.done():
             return None
@@ -99,8 +101,8 @@ def test_a_stream_is_opened_and_closed_with_the_block(
     with opened(grid, name, reconnect_timeout_s=7) as transport:
         assert transport.name == "stream"
         assert transport.nodes() == [4, 2**63]
-        keys = {n: each.client_key for n, each in transport.describe([2**63, 4], 20).items()}
-        assert keys == {2**63: 2**63, 4: 4}
+        keys = {n: each.client_key for n, each in transport.describe([2**63, 4], 20).all().items()}
+        assert keys == {2**63: 2**63 % 1000, 4: 4}
     for message in grid.pushed:
         assert message.metadata.message_type == "train.psl_session"
         assert message.metadata.ttl == 30 * 24 * 3600
@@ -144,6 +146,64 @@ def test_a_node_that_does_not_end_its_session_is_named(
     with opened(fake_grid({1: handler(1), 2: held}), "stream"):
         pass
     assert "nodes [2] have not ended their sessions within 0.3 s" in caplog.text
+
+
+class Mortal:
+    """A node whose process ends with the first request of a step, once."""
+
+    def __init__(self, node: int, echo: "type[Echo]", serving: "type[Serving]") -> None:
+        self._node = node
+        self._echo = echo
+        self._make_serving = serving
+        self.servings: dict[str, Serving] = {}
+
+    def __call__(self, message: Message) -> Message | None:
+        name = message.metadata.message_id
+        if name not in self.servings:
+            ticket = Ticket.from_values(message.content.config_records[TICKET])
+            client = StreamClient(ticket)
+            client.add(self._node, ticket.token, self._echo(self._node, during=self._during))
+            self.servings[name] = self._make_serving(client)
+        serving = self.servings[name]
+        if not serving.done():
+            return None
+        if serving.error() is None:
+            return Message(RecordDict(), reply_to=message)
+        return Message(Error(code=2, reason="the process is gone"), reply_to=message)
+
+    def _during(self, request: StepRequest) -> None:
+        if len(self.servings) == 1:
+            raise SystemExit
+
+
+def test_a_node_whose_process_was_killed_comes_back(
+    fake_grid: "type[FakeGrid]",
+    servers: list[StreamServer],
+    handler: Callable[[int], Handler],
+    make_echo: "type[Echo]",
+    make_serving: "type[Serving]",
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("flower_psl.transport.session_keeper._PERIOD_S", 0.02)
+    caplog.set_level(logging.INFO, "flwr.psl")
+    mortal = Mortal(2, make_echo, make_serving)
+    grid = fake_grid({1: handler(1), 2: mortal})
+    requests = {
+        node: StepRequest(phase=Phase.FORWARD, id=StepId(0, 1, 0, 1, node, 0, 1))
+        for node in (1, 2)
+    }
+    with opened(grid, "stream", reconnect_timeout_s=0.3) as transport:
+        assert isinstance(transport, StreamTransport)
+        answers = transport.exchange(requests, 20)
+        assert list(answers.replies) == [1]
+        assert isinstance(answers.failures[2], ClientError)
+        while transport.nodes() != [1, 2]:
+            assert transport.await_node(20), "it did not come back"
+        assert transport.exchange(requests, 20).failures == {}
+    assert [message.metadata.dst_node_id for message in grid.pushed] == [1, 2, 2]
+    assert "nodes [2] are asked to open their streams again" in caplog.text
+    assert "have not ended" not in caplog.text
 
 
 def test_a_block_that_raises_closes_the_stream_too(
@@ -299,7 +359,7 @@ def test_plain_text_is_spoken_if_it_is_asked_for(
 ) -> None:
     nodes = {1: handler(1), 2: handler(2)}
     with opened(fake_grid({**nodes}), "stream", plain_text=True) as transport:
-        assert set(transport.describe([1, 2], 20)) == {1, 2}
+        assert set(transport.describe([1, 2], 20).all()) == {1, 2}
     tickets = [each.ticket for each in nodes.values() if each.ticket]
     assert [(ticket.certificate, ticket.server_name) for ticket in tickets] == [("", "")] * 2
 

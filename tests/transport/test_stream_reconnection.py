@@ -1,6 +1,7 @@
 """Connections that break in mid-step and are taken up again."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from torch.utils.data import TensorDataset
 
 from flower_psl import (
     ClientError,
+    FailurePolicy,
     GlobalSampler,
     ParallelSplitLearning,
     SplitClient,
@@ -58,7 +60,7 @@ def make_strategy() -> ParallelSplitLearning:
         GlobalSampler(batch_size=9, seed=0),
         functional.cross_entropy,
         optimizer,
-        step_timeout_s=20,
+        failures=FailurePolicy(step_timeout_s=20),
     )
 
 
@@ -179,6 +181,32 @@ def test_a_client_waits_until_the_server_notices_its_old_connection_to_be_dead(
             end.close()
         assert exchange.result(20) == {1: 1.0}
     assert set(lab.server.refused) == {"second connection of a node"}
+
+
+def test_who_computes_for_long_has_not_lost_the_server_by_that(
+    make_lab: "MakeLab", make_echo: "type[Echo]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the connection broke meanwhile."""
+    lab = make_lab(1)
+    proxy = lab.proxy()
+    passed_s = 0.0
+
+    class Clock:
+        sleep = staticmethod(time.sleep)
+
+        @staticmethod
+        def monotonic() -> float:
+            return time.monotonic() + passed_s
+
+    def compute(_: StepRequest) -> None:
+        nonlocal passed_s
+        if not passed_s:
+            passed_s = 1000.0
+            proxy.drop()
+
+    monkeypatch.setattr("flower_psl.transport.stream_client.time", Clock)
+    lab.serve({1: make_echo(1, during=compute)}, port=proxy.port)
+    assert lab.exchange(1) == {1: 1.0}
 
 
 def test_a_node_whose_connection_died_without_a_word_is_let_in_again_in_time(

@@ -152,14 +152,14 @@ def test_a_late_answer_is_no_refusal_but_its_repetition_is(
 ) -> None:
     stream = lab.raw_node(2)
     with pytest.raises(WaitError, match="no reply within 0 s"):
-        lab.transport.describe([2], timeout_s=0)
+        lab.transport.describe([2], timeout_s=0).all()
     late = frames.pack(Kind.ERROR, 2, stream.read().sequence, {"reason": "slow"})
     with ThreadPoolExecutor(1) as pool:
         describing = pool.submit(lab.transport.describe, [2], 20)
         values = parts.description_config(make_echo(2).describe())
         sequence = stream.read().sequence
         stream.send(late, late, frames.pack(Kind.DESCRIPTION, 2, sequence, values))
-        assert describing.result(20)[2].client_key == 2
+        assert describing.result(20).all()[2].client_key == 2
     assert lab.transport.refused == {"frame for another request": 1}
 
 
@@ -222,7 +222,7 @@ def test_a_frame_of_a_node_that_was_let_in_is_left_out(
         sequence = stream.read().sequence
         values = parts.description_config(make_echo(2).describe())
         stream.send(make_frame(sequence), frames.pack(Kind.DESCRIPTION, 2, sequence, values))
-        assert describing.result(20)[2].client_key == 2
+        assert describing.result(20).all()[2].client_key == 2
     assert lab.server.refused == Counter({reason: 1})
 
 

@@ -42,7 +42,7 @@ def test_a_ticket_with_another_type_is_refused_by_name(name: str, value: object)
 def test_a_ticket_of_another_protocol_is_refused() -> None:
     values = {**TICKET.to_values(), "version": 99}
     with pytest.raises(
-        ProtocolError, match=r"protocol 99 .*this side speaks 3. Install the same flower-psl"
+        ProtocolError, match=r"protocol 99 .*this side speaks \d+. Install the same flower-psl"
     ):
         Ticket.from_values(values)
 
@@ -55,6 +55,22 @@ def test_a_ticket_for_plain_text_to_another_machine_is_refused(address: str) -> 
     ):
         Ticket.from_values({**plain, "address": address})
     assert Ticket.from_values({**plain, "address": "127.0.0.1:9200"}).certificate == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("reconnect_timeout_s", 0.0, "reconnect_timeout_s 0.0"),
+        ("reconnect_timeout_s", float("nan"), "reconnect_timeout_s nan"),
+        ("reconnect_timeout_s", float("inf"), "reconnect_timeout_s inf"),
+        ("max_frame_bytes", -1, "max_frame_bytes -1"),  # for gRPC: no limit
+        ("max_frame_bytes", 2**31, "max_frame_bytes 2147483648"),
+        ("num_nodes", -1, "num_nodes -1"),
+    ],
+)
+def test_a_ticket_whose_bounds_are_none_is_refused(name: str, value: float, shown: str) -> None:
+    with pytest.raises(ProtocolError, match=f"a ticket with .*{shown}.* Install the same"):
+        Ticket.from_values({**TICKET.to_values(), name: value})
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,6 @@ def test_transports_have_names_for_a_runs_records(fake_grid: "type[FakeGrid]") -
 
 def test_nothing_to_exchange_is_no_exchange(fake_grid: "type[FakeGrid]") -> None:
     grid = fake_grid({})
-    assert FlowerMessageTransport(grid).exchange({}, timeout_s=1) == {}
-    assert InProcessTransport({0: Idle()}).exchange({}, timeout_s=1) == {}
+    assert FlowerMessageTransport(grid).exchange({}, timeout_s=1).all() == {}
+    assert InProcessTransport({0: Idle()}).exchange({}, timeout_s=1).all() == {}
     assert grid.pulls == []

@@ -67,12 +67,15 @@ def test_another_protocol_is_refused() -> None:
 @pytest.mark.parametrize(
     ("client_key", "num_examples", "num_test_examples", "text"),
     [
-        (0, -1, 0, "num_examples is -1; a data set has 0 examples or more"),
+        (0, -1, 0, "num_examples is -1; a data set has 0 to 100000000 examples. Share a larger"),
+        (0, 10**8 + 1, 0, "num_examples is 100000001; a data set has 0 to 100000000 examples"),
         (0, 1, -2, "num_test_examples is -2; a data set has 0"),
-        (-3, 1, 0, "client key -3 is negative; give the node a partition-id"),
+        (0, 1, 10**4000, "num_test_examples is 1000.*; a data set has 0 to"),
+        (-3, 1, 0, r"client key -3; it is from 0 to 2\*\*63 - 1. Give the node such a partition"),
+        (2**63, 1, 0, "client key 9223372036854775808; it is from 0"),
     ],
 )
-def test_negative_numbers_are_refused(
+def test_numbers_out_of_range_are_refused(
     client_key: int, num_examples: int, num_test_examples: int, text: str
 ) -> None:
     with pytest.raises(ProtocolError, match=text):

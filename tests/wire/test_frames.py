@@ -62,7 +62,7 @@ def test_the_bytes_of_a_frame_stay_what_they_are() -> None:
     data = frames.pack(Kind.REQUEST, 0x0102030405060708, 9, {"a": [1, "b"]}, tensors)
     table_text = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
     assert data == (
-        b"PSLF\x03\x05\x00\x00"
+        b"PSLF\x04\x05\x00\x00"
         b"\x08\x07\x06\x05\x04\x03\x02\x01"
         b"\x09\x00\x00\x00\x00\x00\x00\x00"
         b"\x0d\x00\x00\x00"
@@ -158,7 +158,7 @@ def with_values(text: bytes) -> bytes:
         (changed(28, b"\xff" * 8), "whose header promises 18446744073709551664"),
         (changed(0, b"HTTP"), r"bytes that begin with b'HTTP.*' are no frame of flower-psl"),
         (changed(6, b"\x01\x00"), "are no frame of flower-psl"),
-        (changed(4, b"\x01"), "a frame of protocol 1; this side speaks 3. Install the same"),
+        (changed(4, b"\x01"), "a frame of protocol 1; this side speaks 4. Install the same"),
         (changed(5, b"\x00"), r"a frame of kind 0; known are \[1, 2, .*, 9, 10\]"),
         (changed(5, b"\x0b"), "a frame of kind 11"),
         (with_values(b""), "a frame's values are no JSON"),
@@ -202,19 +202,35 @@ U8 = {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}
         (table({"a": U8}, b"123"), "tensors of 2 bytes in a payload of 3"),
         (
             table({"a": U8, "b": {**U8, "data_offsets": [1, 3]}}, b"123"),
-            "lies at 1 to 3; the one before it ends at 2",
+            "'b' of 2 bytes has the data_offsets 1 to 3; the one before it ends at 2",
         ),
         (table({"a": {**U8, "data_offsets": [2, 0]}}, b"12"), "cannot be read"),
         (table({"a": {**U8, "shape": [3]}}, b"12"), "cannot be read"),
         (table({"a": {**U8, "shape": [2**63, 4]}}, b"12"), "cannot be read"),
         (table({"a": {**U8, "shape": [0, 2**63], "data_offsets": [0, 0]}}), "cannot be read"),
         (table({"a": {**U8, "dtype": "F4"}}, b"12"), "cannot be read"),
+        (table({"a": {**U8, "dtype": ["U8"]}}, b"12"), "'a' is .*; a tensor has a dtype, one of"),
+        (table({"a": {**U8, "shape": "2"}}, b"12"), "'a' is .* a shape and two data_offsets"),
+        (table({"a": {**U8, "shape": [2.0]}}, b"12"), r"'a' has shape \(2.0,\); a shape has"),
+        (table({"a": {**U8, "shape": [True, 2]}}, b"12"), r"'a' has shape \(True, 2\); a shape"),
+        (table({"a": {**U8, "shape": [1] * 17}}, b"1"), "'a' has shape .* at most 16 sizes"),
+        (table({"a": {**U8, "shape": [2, -1]}}, b"12"), r"'a' has shape \(2, -1\); a shape has"),
+        (
+            table({"a": {**U8, "shape": [0, 2**62, 4], "data_offsets": [0, 0]}}),
+            "'a' has shape .* whose product 64 bits can hold. Send the tensor's shape",
+        ),
+        (table({"a": {**U8, "data_offsets": [0, 1, 2]}}, b"12"), "and two data_offsets"),
+        (table({"a": 1}), "'a' is 1; a tensor has a dtype"),
+        (table({str(i): U8 for i in range(20_000)}), "bytes of JSON; at most 1000000 are read"),
         (table({"a": {**U8, "dtype": "text"}}, b"12"), "cannot be read"),
         (
             table({"a": {**U8, "dtype": "U16", "shape": [1]}}, b"12"),
-            "dtype 'U16'; the wire carries",
+            "'a' is .*'U16'.*; a tensor has a dtype, one of",
         ),
-        (table({"a": {**U8, "dtype": "F8_E4M3"}}, b"12"), "dtype 'F8_E4M3'; the wire carries"),
+        (
+            table({"a": {**U8, "dtype": "F8_E4M3"}}, b"12"),
+            "'a' is .*'F8_E4M3'.* has a dtype, one of",
+        ),
     ],
 )
 def test_bytes_that_are_no_tensors_are_refused(data: memoryview, reason: str) -> None:

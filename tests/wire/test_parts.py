@@ -26,7 +26,9 @@ TRAIN = StepRequest(
     weights=WEIGHTS,
     previous=ID._replace(step=38, batch_size=3),
     gradient=torch.rand(3, 3),
+    forget=True,
 )
+SAVE = StepRequest(phase=Phase.SAVE, id=ID, previous=ID._replace(step=30), run="3f9a")
 REPLY = StepReply(
     phase=Phase.FORWARD,
     id=ID,
@@ -44,6 +46,8 @@ DESCRIPTION = DescribeReply(
     num_test_examples=4,
     segment={"w": TensorSpec((2, 3), "float32", True), "n": TensorSpec((), "int64", False)},
     has_optimizer=True,
+    has_segment=True,
+    keeps_state=True,
 )
 
 
@@ -61,17 +65,14 @@ def description_values(**changes: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "request_", [FORWARD, BACKWARD, TRAIN], ids=["forward", "backward", "train"]
+    "request_", [FORWARD, BACKWARD, TRAIN, SAVE], ids=["forward", "backward", "train", "save"]
 )
 def test_a_request_comes_back_from_its_parts(request_: StepRequest) -> None:
     back = parts.request_of(
         parts.request_config(request_), request_.weights, parts.request_tensors(request_)
     )
-    assert (back.phase, back.id, back.previous) == (
-        request_.phase,
-        request_.id,
-        request_.previous,
-    )
+    for name in ("phase", "id", "previous", "forget", "run"):
+        assert getattr(back, name) == getattr(request_, name), name
     # The very tensors: nothing is copied on the way.
     assert back.weights is request_.weights
     assert back.gradient is request_.gradient
@@ -120,6 +121,8 @@ def test_a_description_is_readable_text() -> None:
         "num-examples": 10,
         "num-test-examples": 4,
         "has-optimizer": True,
+        "has-segment": True,
+        "keeps-state": True,
         "segment": '{"w": [[2, 3], "float32", true], "n": [[], "int64", false]}',
     }
 
@@ -140,7 +143,10 @@ def test_an_unknown_phase_is_refused(phase: Any) -> None:
         parts.reply_of(reply_values(phase=phase), {})
 
 
-@pytest.mark.parametrize("value", [None, [1, 2, 3], [1.0] * 7, ["1"] * 7, "1234567", 7])
+@pytest.mark.parametrize(
+    "value",
+    [None, [1, 2, 3], [1.0] * 7, ["1"] * 7, "1234567", 7, [-1] * 7, [2**64] * 7, [True] * 7],
+)
 def test_an_id_that_is_not_one_is_refused(value: Any) -> None:
     with pytest.raises(ProtocolError, match="is not the 7 integers of a step"):
         parts.request_of(request_values(id=value), {}, {})
@@ -148,10 +154,16 @@ def test_an_id_that_is_not_one_is_refused(value: Any) -> None:
         parts.reply_of(reply_values(id=value), {})
 
 
-@pytest.mark.parametrize("value", [None, -1.0, float("nan"), float("inf"), "fast", 3])
+@pytest.mark.parametrize("value", [None, -1.0, float("nan"), float("inf"), 1.1e7, "fast", 3])
 def test_a_time_that_is_not_one_is_refused(value: Any) -> None:
     with pytest.raises(ProtocolError, match=rf"compute-s is {value!r}; it must be seconds, finit"):
         parts.reply_of(reply_values(compute_s=value), {})
+
+
+@pytest.mark.parametrize("value", ["", 3, "float31", "complex64", ["float32"]])
+def test_a_dtype_that_is_not_one_is_refused(value: Any) -> None:
+    with pytest.raises(ProtocolError, match=r"activation-dtype is .*: dtype .* is not one that"):
+        parts.reply_of(reply_values(activation_dtype=value), {})
 
 
 @pytest.mark.parametrize("value", [None, "0.bias", [3], ["0.bias", None], {"0.bias": 1}])
@@ -202,6 +214,15 @@ def test_a_number_that_is_not_one_is_refused(name: str, value: Any) -> None:
         json.dumps({"w": [[2], "float32"]}),
         json.dumps({"w": [["two"], "float32", True]}),
         json.dumps({"w": [3, "float32", True]}),
+        json.dumps({"w": ["2", "float32", True]}),
+        json.dumps({"w": [[2.0], "float32", True]}),
+        json.dumps({"w": [[float("inf")], "float32", True]}),
+        json.dumps({"w": [[-2], "float32", True]}),
+        json.dumps({"w": [[1] * 17, "float32", True]}),
+        json.dumps({"w": [[2], "float32", 1]}),
+        json.dumps({"w": [[2], 32, True]}),
+        "[" * 100_000,
+        json.dumps({"w" * 1_000_000: [[2], "float32", True]}),
     ],
 )
 def test_a_segment_that_is_not_a_table_is_refused(segment: str | None) -> None:

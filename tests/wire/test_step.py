@@ -83,16 +83,44 @@ def test_a_gradient_goes_with_the_step_before() -> None:
         StepRequest(phase=Phase.TRAIN, id=ID, previous=PREVIOUS, gradient=torch.zeros(8, 2))
 
 
-@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.TRAIN])
+OF_STATE = (Phase.SAVE, Phase.RESTORE)
+
+
+@pytest.mark.parametrize("phase", sorted(set(Phase) - {Phase.TRAIN, Phase.SAVE}))
 def test_only_training_goes_on_from_a_step_before(phase: Phase) -> None:
+    run = "r1" if phase in OF_STATE else ""
     with pytest.raises(ProtocolError, match=f"{WHERE}a {phase} request names a step before; only"):
-        StepRequest(phase=phase, id=ID, previous=PREVIOUS, gradient=torch.zeros(8, 2))
+        StepRequest(phase=phase, id=ID, run=run, previous=PREVIOUS, gradient=torch.zeros(8, 2))
 
 
-@pytest.mark.parametrize("phase", [Phase.SETTLE, Phase.COLLECT])
-def test_a_round_ends_with_a_gradient(phase: Phase) -> None:
-    with pytest.raises(ProtocolError, match=f"{WHERE}a {phase} request without a gradient"):
-        StepRequest(phase=phase, id=ID)
+@pytest.mark.parametrize("phase", OF_STATE)
+def test_a_state_is_that_of_a_run_and_has_no_gradient_and_no_examples(phase: Phase) -> None:
+    request = StepRequest(phase=phase, id=ID._replace(batch_size=0), run="3f9")
+    assert request.settles is None
+    for run in ("", "../up", "A", "x" * 41, "a b"):
+        with pytest.raises(
+            ProtocolError, match=f"{WHERE}a {phase} request of the run {run!r}; to"
+        ):
+            StepRequest(phase=phase, id=ID, run=run)
+    with pytest.raises(ProtocolError, match=f"{WHERE}a {phase} request with a gradient"):
+        StepRequest(phase=phase, id=ID, run="3f9", gradient=torch.zeros(8, 2))
+
+
+def test_only_a_state_is_that_of_a_run() -> None:
+    with pytest.raises(
+        ProtocolError, match=f"{WHERE}a forward request of the run '3f9'; .* no ot"
+    ):
+        StepRequest(phase=Phase.FORWARD, id=ID, run="3f9")
+
+
+def test_there_must_be_a_gradient_to_settle() -> None:
+    with pytest.raises(ProtocolError, match=f"{WHERE}a settle request without a gradient"):
+        StepRequest(phase=Phase.SETTLE, id=ID)
+
+
+def test_what_was_trained_is_collected_with_or_without_a_gradient() -> None:
+    assert StepRequest(phase=Phase.COLLECT, id=ID).settles is None
+    assert StepRequest(phase=Phase.COLLECT, id=ID, gradient=torch.zeros(8, 2)).settles == ID
 
 
 def test_payload_is_that_of_all_tensors() -> None:
