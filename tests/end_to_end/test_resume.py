@@ -1,0 +1,122 @@
+"""A ServerApp that is killed in the middle of a real run, and the run started again."""
+
+import json
+import os
+import signal
+import time
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, RecordDict
+from safetensors.torch import load_file
+
+from apps.image_classification.client_app import client_fn
+from apps.image_classification.config import AppConfig
+from apps.image_classification.data import load_images
+from apps.image_classification.models import initial_model
+from apps.image_classification.split_learning import build_strategy
+from flower_psl import run_in_process
+from simulations.flower_simulation import FlowerSimulation
+from simulations.processes import processes
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+NUM_CLIENTS = 3
+TIMEOUT_S = 300.0
+RunConfig = dict[str, bool | int | float | str]
+# Every device trains its segment by itself, and one step is one exchange.
+CONFIG: RunConfig = {
+    "client-sync": "round",
+    "server-update": "per-client-average",
+    "num-server-rounds": 3,
+    "steps-per-round": 20,
+    "min-available-nodes": NUM_CLIENTS,
+}
+
+
+@pytest.fixture(scope="module")
+def simulation() -> Iterator[FlowerSimulation]:
+    with FlowerSimulation(ROOT) as running:
+        yield running
+
+
+def run(simulation: FlowerSimulation, config: RunConfig) -> tuple[str, str]:
+    return simulation.run(config, num_supernodes=3, num_actors=1, timeout_s=TIMEOUT_S, quiet=True)
+
+
+def run_in_this_process(out: Path) -> None:
+    """Make the same run without an interruption."""
+    defaults = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    run_config = defaults["config"] | CONFIG | {"out": str(out)}
+    config = AppConfig.from_run_config(run_config)
+    clients = {
+        key: client_fn(
+            Context(
+                run_id=1,
+                node_id=key,
+                node_config={"partition-id": key, "num-partitions": NUM_CLIENTS},
+                state=RecordDict(),
+                run_config=run_config,
+            )
+        )
+        for key in range(NUM_CLIENTS)
+    }
+    model = initial_model(config.model, load_images(config.data).spec, config.seed)
+    run_in_process(
+        build_strategy(config, model),
+        clients,
+        ArrayRecord(model.state_dict()),
+        num_rounds=config.num_server_rounds,
+    )
+
+
+def kill_when(simulation: FlowerSimulation, there: Path, ended: Future[Any]) -> None:
+    """Kill the ServerApp's process, and the devices with it, once a file is there."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not there.exists():
+        assert not ended.done() and time.monotonic() < deadline, "it was not killed in time"
+        time.sleep(0.01)
+    [process] = processes(simulation.process_of("superlink"), "flwr-simulation")
+    os.kill(process, signal.SIGKILL)
+
+
+def timeless(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: line[name] for name in line if "seconds" not in name} for line in lines]
+
+
+def test_a_killed_run_that_is_started_again_ends_with_the_same_bits(
+    simulation: FlowerSimulation, tmp_path: Path
+) -> None:
+    whole, saved = tmp_path / "whole", tmp_path / "saved"
+    run_in_this_process(whole)
+    checkpoints = tmp_path / "checkpoints"
+    config = CONFIG | {
+        "out": str(saved),
+        "checkpoint-folder": str(checkpoints),
+        "checkpoint-every-steps": 3,
+        "state-dir": str(tmp_path / "devices"),
+    }
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(run, simulation, config)
+        kill_when(simulation, checkpoints / "round-2-step-4.safetensors", first)
+        status, log = first.result()
+    assert status.startswith("finished:failed"), log
+    assert not (saved / "summary.json").exists()
+    status, log = run(simulation, config)
+    assert status == "finished:completed", log
+    assert "resumed from" in log
+    weights, expected = (
+        load_file(saved / "model.safetensors"),
+        load_file(whole / "model.safetensors"),
+    )
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert timeless(saved / "steps.jsonl") == timeless(whole / "steps.jsonl")
+    summary = json.loads((saved / "summary.json").read_text())
+    assert summary["steps"] == 60
