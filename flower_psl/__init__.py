@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flower_psl.client import SplitClient
-    from flower_psl.client.split_client_app import SplitClientApp
+    from flower_psl.client.split_client_app import SplitClientApp, register
     from flower_psl.errors import (
+        CheckpointError,
         ClientError,
         ConfigError,
         CutError,
@@ -40,9 +41,14 @@ if TYPE_CHECKING:
         round_seconds,
         total_variation,
     )
-    from flower_psl.server import ParallelSplitLearning, run_in_process
+    from flower_psl.server import (
+        Checkpoints,
+        FailurePolicy,
+        ParallelSplitLearning,
+        run_in_process,
+    )
     from flower_psl.split import SplitModel, SplitReport, check_split, cut, to_group_norm
-    from flower_psl.telemetry import RunRecorder
+    from flower_psl.telemetry import RoundRecord, RunInfo, RunRecorder, StepRecord
     from flower_psl.transport import StreamSettings
     from flower_psl.wire import Encodings
 
@@ -50,6 +56,8 @@ _MODULES = {
     "BalancedSampler": "sampling",
     "BatchLaw": "sampling",
     "BatchSchedule": "sampling",
+    "CheckpointError": "errors",
+    "Checkpoints": "server",
     "ClientCost": "sampling",
     "ClientError": "errors",
     "ConfigError": "errors",
@@ -57,6 +65,7 @@ _MODULES = {
     "CutError": "errors",
     "DeviationEvent": "sampling",
     "Encodings": "wire",
+    "FailurePolicy": "server",
     "FixedLocalSampler": "sampling",
     "GlobalSampler": "sampling",
     "HoeffdingBound": "sampling",
@@ -66,6 +75,8 @@ _MODULES = {
     "ProtocolError": "errors",
     "PslError": "errors",
     "QuotaSampler": "sampling",
+    "RoundRecord": "telemetry",
+    "RunInfo": "telemetry",
     "RunRecorder": "telemetry",
     "Sampler": "sampling",
     "SequentialSampler": "sampling",
@@ -74,6 +85,7 @@ _MODULES = {
     "SplitClientApp": "client.split_client_app",
     "SplitModel": "split",
     "SplitReport": "split",
+    "StepRecord": "telemetry",
     "StragglerSampler": "sampling",
     "StreamSettings": "transport",
     "WaitError": "errors",
@@ -81,6 +93,7 @@ _MODULES = {
     "cut": "split",
     "label_deviations": "sampling",
     "largest_class_deviation": "sampling",
+    "register": "client.split_client_app",
     "round_seconds": "sampling",
     "run_in_process": "server",
     "to_group_norm": "split",
@@ -91,6 +104,8 @@ __all__ = [
     "BalancedSampler",
     "BatchLaw",
     "BatchSchedule",
+    "CheckpointError",
+    "Checkpoints",
     "ClientCost",
     "ClientError",
     "ConfigError",
@@ -98,6 +113,7 @@ __all__ = [
     "CutError",
     "DeviationEvent",
     "Encodings",
+    "FailurePolicy",
     "FixedLocalSampler",
     "GlobalSampler",
     "HoeffdingBound",
@@ -107,6 +123,8 @@ __all__ = [
     "ProtocolError",
     "PslError",
     "QuotaSampler",
+    "RoundRecord",
+    "RunInfo",
     "RunRecorder",
     "Sampler",
     "SequentialSampler",
@@ -115,6 +133,7 @@ __all__ = [
     "SplitClientApp",
     "SplitModel",
     "SplitReport",
+    "StepRecord",
     "StragglerSampler",
     "StreamSettings",
     "WaitError",
@@ -122,6 +141,7 @@ __all__ = [
     "cut",
     "label_deviations",
     "largest_class_deviation",
+    "register",
     "round_seconds",
     "run_in_process",
     "to_group_norm",

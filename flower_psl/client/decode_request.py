@@ -21,7 +21,8 @@ def decode_weights(request: StepRequest, like: Mapping[str, Tensor]) -> Mapping[
     Raises
     ------
     ProtocolError
-        If one is missing, or is not what its encoding makes.
+        If one is missing, is not what its encoding makes, or its shape or dtype is not that
+        of the segment's.
     """
     if missing := [name for name in like if name not in request.weights]:
         raise ProtocolError(
@@ -29,7 +30,15 @@ def decode_weights(request: StepRequest, like: Mapping[str, Tensor]) -> Mapping[
             f"bring all {len(like)} parameters and buffers of the segment. Build the same "
             "model on both sides."
         )
-    return decode_parameters(request.weights, request.encodings.weights, like, str(request.id))
+    weights = decode_parameters(request.weights, request.encodings.weights, like, str(request.id))
+    for name, own in like.items():
+        weight = weights[name]
+        if weight.shape != own.shape or weight.dtype != own.dtype:
+            raise ProtocolError(
+                f"{request.id}: {name!r} travelled as {weight.dtype} {tuple(weight.shape)}; here "
+                f"it is {own.dtype} {tuple(own.shape)}. Build the same model on both sides."
+            )
+    return weights
 
 
 def decode_gradient(request: StepRequest, activations: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """A segment that a device updates by itself."""
 
 import copy
-import io
 from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
@@ -9,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flower_psl.errors import CheckpointError
 from flower_psl.split import (
     ClientPass,
     segment_tensors,
     trained_tensors,
     update_running_statistics,
 )
+from flower_psl.storage import check_tensors, load_optimizer_state, pack_state, unpack_state
 from flower_psl.wire import StepId
 
 OptimizerFn = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -96,15 +97,13 @@ class LocalSegment:
 
     def state(self) -> bytes:
         """Return all of it, for `resume` in another process."""
-        file = io.BytesIO()
         state = {
             "tensors": self.tensors(),
             "optimizer": self._optimizer.state_dict(),
-            "waiting": self.waiting and tuple(self.waiting),
-            "settled": self.settled and tuple(self.settled),
+            "waiting": self.waiting and list(self.waiting),
+            "settled": self.settled and list(self.settled),
         }
-        torch.save(state, file)
-        return file.getvalue()
+        return b"".join(pack_state(state))
 
     @classmethod
     def resume(
@@ -118,12 +117,25 @@ class LocalSegment:
             As for the class.
         state : bytes
             The state.
+
+        Raises
+        ------
+        CheckpointError
+            If the bytes are damaged, or the state is that of another segment or optimizer.
         """
-        saved = torch.load(io.BytesIO(state), map_location=device, weights_only=True)
-        local = cls(segment, saved["tensors"], optimizer_fn, device)
-        local._optimizer.load_state_dict(saved["optimizer"])
-        local.waiting, local.settled = (
-            None if saved[name] is None else StepId(*saved[name])
-            for name in ("waiting", "settled")
-        )
+        saved = unpack_state(state, "the state of the device")
+        own = dict([*segment.named_parameters(), *segment.named_buffers()])
+        try:
+            tensors = check_tensors(saved["tensors"], own)
+            local = cls(segment, tensors, optimizer_fn, device)
+            load_optimizer_state(local._optimizer, saved["optimizer"])
+            local.waiting, local.settled = (
+                None if saved[name] is None else StepId(*map(int, saved[name]))
+                for name in ("waiting", "settled")
+            )
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the state of the device does not fit its segment and optimizer "
+                f"({type(error).__name__}: {error}). Build the same as when it was saved."
+            ) from error
         return local

@@ -130,7 +130,7 @@ class LocalTraining:
     def _settled(self, request: StepRequest, watch: Stopwatch) -> LocalSegment:
         """Return the device's own segment, with what a request brings taken in.
 
-        A gradient is taken once, however often it is sent.
+        A gradient is taken once, however often it is sent, and that of a discarded step never.
         """
         if request.weights:
             with watch.encoding():
@@ -143,6 +143,9 @@ class LocalTraining:
                 f"{request.id}: a {request.phase} request without weights, but the device has "
                 "none of its own; it has restarted without its state. Start the run again."
             )
+        if request.forget and own.waiting != step:
+            own.waiting = None
+            self.forget()
         if step is not None and step != own.settled:
             if own.waiting != step:
                 raise ProtocolError(

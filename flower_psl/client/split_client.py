@@ -1,14 +1,11 @@
 """A device: its data, its segment, and its answers to the server."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flower_psl.client.batch_source import BatchSource, CollateFn, MapDataset
@@ -16,10 +13,12 @@ from flower_psl.client.decode_request import decode_gradient, decode_weights
 from flower_psl.client.fused_clients import FusablePart, FusedClients
 from flower_psl.client.local_segment import OptimizerFn
 from flower_psl.client.local_training import LocalTraining
+from flower_psl.client.own_examples import OwnExamples
+from flower_psl.client.state_folder import StateFolder
 from flower_psl.client.stopwatch import Stopwatch
 from flower_psl.errors import ConfigError, ProtocolError
-from flower_psl.sampling import Purpose, derive_seed, generator
-from flower_psl.split import ClientPass, Inputs, client_pass, seeded
+from flower_psl.sampling import Purpose, derive_seed
+from flower_psl.split import ClientPass, client_pass
 from flower_psl.wire import (
     DescribeReply,
     Phase,
@@ -30,14 +29,6 @@ from flower_psl.wire import (
     encode_parameters,
     segment_spec,
 )
-
-
-class _Batch(NamedTuple):
-    """A batch of training data, loaded for one step."""
-
-    id: StepId
-    inputs: Inputs
-    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,6 +60,10 @@ class SplitClient:
     optimizer_fn : callable, optional
         Makes the optimizer of the segment's parameters, which a device has with
         ``client_sync="round"`` (a new one in every round) and ``"none"`` (one for the run).
+    state_dir : str or Path, optional
+        A folder that outlives the process. At a server's checkpoint the device saves there
+        what it trains by itself, so that a run with ``client_sync="round"`` and ``"none"``
+        can be resumed (docs/checkpoints.md). Clients may share it.
     device : torch.device or str
         Where the segment computes.
 
@@ -97,6 +92,7 @@ class SplitClient:
         *,
         collate_fn: CollateFn | None = None,
         optimizer_fn: OptimizerFn | None = None,
+        state_dir: str | Path | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if not isinstance(segment, nn.Module):
@@ -106,14 +102,16 @@ class SplitClient:
             )
         self._segment = segment
         self._tensors = dict([*segment.named_parameters(), *segment.named_buffers()])
-        self._train = BatchSource(train_set, collate_fn)
-        self._test = None if test_set is None else BatchSource(test_set, collate_fn)
         self._device = torch.device(device)
+        self._examples = OwnExamples(
+            BatchSource(train_set, collate_fn),
+            None if test_set is None else BatchSource(test_set, collate_fn),
+            self._device,
+        )
         self.local = LocalTraining(segment, optimizer_fn, self._device, self._pass)
+        self._folder = StateFolder(None if state_dir is None else Path(state_dir))
         self._pending: _Pending | None = None
         self._answered: StepReply | None = None
-        self._ahead: _Batch | None = None
-        self._permutation: tuple[tuple[int, int, int], NDArray[np.int64]] | None = None
 
     @classmethod
     def fuse(cls, clients: Mapping[int, object]) -> FusedClients:
@@ -137,18 +135,24 @@ class SplitClient:
                     "a SplitClient. Leave out fuse_clients."
                 )
             parts[key] = FusablePart(
-                client._segment, client._device, client._train.is_tensors, client._load
+                client._segment,
+                client._device,
+                client._examples.train.is_tensors,
+                client._examples.load,
             )
         return FusedClients(parts)
 
     def describe(self, client_key: int | None = None) -> DescribeReply:
         """Describe the data and the segment; the server compares and plans with it."""
+        train, test = self._examples.train, self._examples.test
         return DescribeReply(
             client_key=client_key,
-            num_examples=len(self._train),
-            num_test_examples=0 if self._test is None else len(self._test),
+            num_examples=len(train),
+            num_test_examples=0 if test is None else len(test),
             segment=segment_spec(self._tensors.items()),
             has_optimizer=self.local.possible,
+            has_segment=self.local.weights is not None,
+            keeps_state=self._folder.possible,
         )
 
     def holds(self, step: StepId) -> bool:
@@ -165,7 +169,7 @@ class SplitClient:
         ProtocolError
             If it asks for examples that the device does not have.
         """
-        self._ahead = self._load(step)
+        self._examples.prepare(step)
 
     def forget(self) -> None:
         """Free what is kept of a step; a backward pass that still comes recomputes it."""
@@ -185,6 +189,8 @@ class SplitClient:
             whose forward pass is unknown here.
         ConfigError
             If it lets the device train by itself, and there is no `optimizer_fn`.
+        ClientError, CheckpointError, OSError
+            If what the device trains cannot be saved or restored.
         """
         watch = Stopwatch()
         match request.phase:
@@ -192,6 +198,8 @@ class SplitClient:
                 return self._backward(request, watch)
             case Phase.SETTLE | Phase.COLLECT:
                 return self.local.finish(request, watch)
+            case Phase.SAVE | Phase.RESTORE:
+                return self._folder.answer(request, self.local)
             case Phase.TRAIN:
                 computed, labels = self.local.go_on(request, watch)
             case _:
@@ -267,10 +275,7 @@ class SplitClient:
     def _pass(
         self, step: StepId, weights: Mapping[str, Tensor], *, training: bool = True
     ) -> tuple[ClientPass, Tensor]:
-        if training and self._ahead is not None and self._ahead.id == step:
-            (_, inputs, labels), self._ahead = self._ahead, None
-        else:
-            _, inputs, labels = self._load(step, training=training)
+        _, inputs, labels = self._examples.take(step, training=training)
         computed = client_pass.forward(
             self._segment,
             {name: tensor.to(self._device) for name, tensor in weights.items()},
@@ -279,33 +284,3 @@ class SplitClient:
             seed=derive_seed(step.seed, Purpose.CLIENT_FORWARD, *step.position),
         )
         return computed, labels
-
-    def _load(self, step: StepId, *, training: bool = True) -> _Batch:
-        """Return the examples of a step."""
-        source = self._train if training else self._test
-        count = 0 if source is None else len(source)
-        turn, first = divmod(step.start, max(count, 1)) if training else (0, step.start)
-        end = first + step.batch_size
-        if source is None or end > count:
-            raise ProtocolError(
-                f"{step}: examples {first} to {end} were asked for, of {count} in the "
-                f"{'training' if training else 'test'} data. The data set must keep its size "
-                "during a run."
-            )
-        order = self._order(step.seed, turn + 1, step.client_key) if training else range(count)
-        # Augmentation and the segment's random layers have streams of their own, so that
-        # neither depends on how much the other draws.
-        with (
-            nullcontext()
-            if source.is_tensors
-            else seeded(derive_seed(step.seed, Purpose.CLIENT_DATA, *step.position))
-        ):
-            return _Batch(step, *source.batch(order[first:end], self._device))
-
-    def _order(self, *position: int) -> NDArray[np.int64]:
-        """Return the permutation of one pass: of a seed, the pass from 1, and a client key."""
-        if self._permutation is None or self._permutation[0] != position:
-            seed, turn, client_key = position
-            draws = generator(seed, Purpose.PERMUTATION, turn, client_key)
-            self._permutation = ((seed, turn, client_key), draws.permutation(len(self._train)))
-        return self._permutation[1]

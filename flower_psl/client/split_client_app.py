@@ -19,7 +19,7 @@ from flower_psl.client.client_cache import ClientCache, ClientFn
 from flower_psl.client.client_key import client_key
 from flower_psl.client.split_client import SplitClient
 from flower_psl.client.stream_session import BackgroundSession, KeyedClient, in_simulation
-from flower_psl.errors import PslError
+from flower_psl.errors import ConfigError, PslError, presentable
 from flower_psl.transport.flower_sessions import session_answer
 from flower_psl.transport.stream_client import StreamClient
 from flower_psl.transport.stream_ticket import TICKET, Ticket
@@ -36,7 +36,7 @@ _STATE_ID = "psl-forward-id"
 _STATE_WEIGHTS = "psl-forward-weights"
 
 _STATE_LOCAL = "psl-local"
-_LOCAL = (Phase.TRAIN, Phase.SETTLE, Phase.COLLECT)
+_LOCAL = (Phase.TRAIN, Phase.SETTLE, Phase.COLLECT, Phase.SAVE, Phase.RESTORE)
 
 _CLIENTS = ClientCache()
 _BACKGROUND = BackgroundSession()
@@ -56,12 +56,46 @@ class SplitClientApp(ClientApp):
 
     def __init__(self, client_fn: ClientFn) -> None:
         super().__init__()
-        # Partials of module-level functions, because Ray pickles a closure by value, and
-        # with it a copy of this module's caches.
-        self.query("psl_describe")(partial(describe, client_fn))
-        self.train("psl_step")(partial(step, client_fn))
-        self.evaluate("psl_step")(partial(step, client_fn))
-        self.train("psl_session")(partial(session, client_fn))
+        register(self, client_fn)
+
+
+def register(app: ClientApp, client_fn: ClientFn) -> None:
+    """Put parallel split learning's handlers on a ClientApp, beside those that it has.
+
+    Parameters
+    ----------
+    app : ClientApp
+        An app with handlers of its own, such as ``@app.train()``. Its mods wrap the new
+        handlers too; give mods that change a message to the handlers that they are meant for,
+        as ``@app.train(mods=[...])``.
+    client_fn : callable
+        Makes the `SplitClient` of a node from its `Context`.
+
+    Raises
+    ------
+    ConfigError
+        If the app is no ClientApp, answers all messages by a `client_fn` of its own, or has
+        these handlers already.
+    """
+    if not isinstance(app, ClientApp):
+        raise ConfigError(
+            f"app is a {type(app).__name__}; handlers are put on a ClientApp: "
+            "register(ClientApp(), client_fn)"
+        )
+    # Partials of module-level functions, because Ray pickles a closure by value, and
+    # with it a copy of this module's caches.
+    try:
+        app.query("psl_describe")(partial(describe, client_fn))
+        app.train("psl_step")(partial(step, client_fn))
+        app.evaluate("psl_step")(partial(step, client_fn))
+        app.train("psl_session")(partial(session, client_fn))
+    except ValueError as error:
+        raise ConfigError(
+            f"the ClientApp does not take the handlers of parallel split learning: "
+            f"{str(error).splitlines()[0]} An app made as ClientApp(client_fn=...) answers every "
+            "message by its NumPyClient: make it ClientApp() with @app.train() and "
+            "@app.evaluate(), and register it once."
+        ) from error
 
 
 def _says_why(handler: Handler) -> Handler:
@@ -78,7 +112,7 @@ def _says_why(handler: Handler) -> Handler:
         except Exception as error:
             # An error of our own says all there is to know; of others we show the traceback.
             _LOG.error("%s", error, exc_info=not isinstance(error, PslError))
-            reason = f"{type(error).__name__}: {error}"
+            reason = presentable(f"{type(error).__name__}: {error}")
             return Message(Error(code=_RAISED, reason=reason), reply_to=message)
 
     return answer
@@ -88,6 +122,8 @@ def _says_why(handler: Handler) -> Handler:
 def describe(client_fn: ClientFn, message: Message, context: Context) -> Message:
     """Answer ``query.psl_describe``."""
     description = _CLIENTS.get(client_fn, context).describe(client_key(context.node_config))
+    if _STATE_LOCAL in context.state:
+        description = replace(description, has_segment=True)
     return Message(records.encode_description(description), reply_to=message)
 
 

@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -115,6 +115,17 @@ class GlobalSampler(Sampler):
         if self.min_client_batch == 1:
             return self._shuffle_examples(pool, rng)
         return self._shuffle_chunks(pool, rng)
+
+    def replan(
+        self, left: Mapping[int, int], server_round: int, plan: int
+    ) -> BatchSchedule | None:
+        """Draw what is left of a round anew; see `Sampler.replan`."""
+        total = sum(left.values())
+        if self.drop_last and total < self.batch_size - 2 * self.min_client_batch + 2:
+            return None
+        # Two chunks of the smallest batch must fit into a step, however little is left.
+        least = min(self.min_client_batch, (total + 1) // 2) or 1
+        return Sampler.replan(replace(self, min_client_batch=least), left, server_round, plan)
 
     def _shuffle_examples(self, pool: Pool, rng: np.random.Generator) -> BatchSchedule:
         word = np.repeat(pool.letters, pool.counts)

@@ -112,6 +112,12 @@ class QuotaSampler(Sampler):
             ) from error
         return schedule.starting_at({key: starts[key] for key in schedule.client_keys})
 
+    def replan(
+        self, left: Mapping[int, int], server_round: int, plan: int
+    ) -> BatchSchedule | None:
+        """Let the inner sampler draw what is left of the parts; see `Sampler.replan`."""
+        return self.sampler.replan(left, server_round, plan)
+
     def details(self, num_examples: Mapping[int, int]) -> dict[str, object]:
         """Return the inner sampler's details, and each client's weight in the objective."""
         weights = {str(key): weight for key, weight in self.client_weights(num_examples).items()}

@@ -173,6 +173,11 @@ class BatchSchedule:
         return self._pool.keys
 
     @property
+    def available(self) -> dict[int, int]:
+        """Client key to the number of examples that the schedule was drawn over."""
+        return dict(zip(self._pool.keys, self._pool.counts.tolist(), strict=True))
+
+    @property
     def num_steps(self) -> int:
         """T, the number of steps."""
         return len(self._bounds) - 1

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -147,6 +147,23 @@ class StragglerSampler(Sampler):
         for where, who in ((seats, slow), (~seats, ~slow)):
             word[where] = rng.permutation(np.repeat(pool.letters[who], pool.counts[who]))
         return BatchSchedule(pool, word, range(0, len(word) + self.batch_size, self.batch_size))
+
+    def replan(
+        self, left: Mapping[int, int], server_round: int, plan: int
+    ) -> BatchSchedule | None:
+        """Draw what is left of a round anew; see `Sampler.replan`.
+
+        Where the slow clients' examples no longer fit into their share of the steps, it is as
+        much higher as it must be.
+        """
+        total = sum(left.values())
+        if not total:
+            return None
+        size = min(self.batch_size, total)
+        slow = sum(left[key] for key in self.slow_clients(left))
+        needed = min(-(-slow // size) / (total // size), 1.0)
+        wider = replace(self, participation=max(self.participation, needed))
+        return Sampler.replan(wider, left, server_round, plan)
 
     def _seats_of_slow(
         self, pool: Pool, num_slow: int, rng: np.random.Generator

@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     EVALUATION = 6
     ENCODING = 7
     SERVER_ORDER = 8
+    REPLAN = 9
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flower_psl.errors import ProtocolError
-from flower_psl.split import LossFn
+from flower_psl.split import LossFn, seeded
 
 _DEFAULT_IGNORE_INDEX = -100
+# Nothing that is drawn with it is used.
+_ANY_SEED = 0
 
 
 def ignored_label(loss_fn: LossFn) -> int | None:
@@ -21,10 +23,8 @@ def ignored_label(loss_fn: LossFn) -> int | None:
     return None
 
 
-def check_class_labels(
-    loss_fn: LossFn, outputs: Tensor, labels: Tensor, batch_sizes: Mapping[int, int], where: str
-) -> None:
-    """Refuse a class index that the outputs have no column for, and name the client.
+class ClassLabels:
+    """The class indices that a model has outputs for.
 
     Only losses whose labels are known to be class indices are looked at: cross-entropy
     and negative log-likelihood, as modules or as functions. On an accelerator their own
@@ -34,32 +34,65 @@ def check_class_labels(
     ----------
     loss_fn : callable
         The loss.
-    outputs : Tensor
-        ``(n, C, ...)``.
-    labels : Tensor
-        ``(n, ...)``; floating-point labels (class probabilities) pass.
-    batch_sizes : mapping of int to int
-        Examples by client key, in the order of the rows.
-    where : str
-        Round and step, for the message.
-
-    Raises
-    ------
-    ProtocolError
-        If a label is neither in ``[0, C)`` nor the loss's ``ignore_index``.
     """
-    ignored = ignored_label(loss_fn)
-    if ignored is None or labels.is_floating_point() or outputs.dim() < 2:
-        return
-    num_classes = outputs.shape[1]
-    wrong = ((labels < 0) | (labels >= num_classes)) & (labels != ignored)
-    if not bool(wrong.any()):
-        return
-    row = int(wrong.reshape(len(labels), -1).any(1).nonzero()[0])
-    ends = torch.tensor(list(batch_sizes.values())).cumsum(0)
-    key = list(batch_sizes)[int(torch.searchsorted(ends, row, right=True))]
-    value = int(labels[wrong][0])
-    raise ProtocolError(
-        f"client {key}, {where}: label {value}; the model has {num_classes} outputs, so a label "
-        f"is from 0 to {num_classes - 1}. Correct this client's labels or the model's last layer."
-    )
+
+    def __init__(self, loss_fn: LossFn) -> None:
+        self._ignored = ignored_label(loss_fn)
+        self._num_classes: int | None = None
+
+    def look_at(self, outputs: Tensor) -> None:
+        """Note how many classes there are, from outputs ``(n, C, ...)``."""
+        self._num_classes = outputs.shape[1] if outputs.dim() > 1 else None
+
+    def ask(self, segment: nn.Module, activations: Tensor) -> None:
+        """Let a server segment tell how many classes there are, without a trace in it.
+
+        Parameters
+        ----------
+        segment : nn.Module
+            The server segment.
+        activations : Tensor
+            Of one example at least.
+        """
+        if self._ignored is None or self._num_classes is not None:
+            return
+        segment.eval()
+        try:
+            with torch.no_grad(), seeded(_ANY_SEED, activations.device):
+                self.look_at(segment(activations[:1].clone()))
+        except Exception:
+            return  # what is wrong shows in the step itself, which says more about it
+        finally:
+            segment.train()
+
+    def wrong(self, labels: Mapping[int, Tensor], where: str) -> dict[int, ProtocolError]:
+        """Return what is wrong with the labels of the clients for which something is.
+
+        Parameters
+        ----------
+        labels : mapping of int to Tensor
+            ``(b_k, ...)`` by client key, alike in dtype and shape; floating-point labels
+            (class probabilities) pass.
+        where : str
+            Round and step, for the message.
+        """
+        num_classes, ignored = self._num_classes, self._ignored
+        parts = list(labels.values())
+        if ignored is None or num_classes is None or not parts or parts[0].is_floating_point():
+            return {}
+
+        def out_of_range(part: Tensor) -> Tensor:
+            return ((part < 0) | (part >= num_classes)) & (part != ignored)
+
+        if not bool(out_of_range(torch.cat(parts)).any()):
+            return {}
+        values = {key: part[out_of_range(part)] for key, part in labels.items()}
+        return {
+            key: ProtocolError(
+                f"client {key}, {where}: label {int(wrong[0])}; the model has {num_classes} "
+                f"outputs, so a label is from 0 to {num_classes - 1}. Correct this client's "
+                "labels or the model's last layer."
+            )
+            for key, wrong in values.items()
+            if len(wrong)
+        }

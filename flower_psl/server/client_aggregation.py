@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from flower_psl.server.weighted_mean import weighted_mean
+from flower_psl.storage import State
 
 
 class ClientAggregation(Protocol):
@@ -38,6 +39,12 @@ class ClientAggregation(Protocol):
             If there is no result.
         """
 
+    def state(self) -> State:
+        """Return what is kept from round to round."""
+
+    def load_state(self, state: State) -> None:
+        """Go on with what `state` returned."""
+
 
 class ClientMean:
     """The mean, weighted by examples: federated averaging, without a Flower run."""
@@ -51,3 +58,10 @@ class ClientMean:
     ) -> Mapping[str, Tensor]:
         """Return the mean of the clients' parameters."""
         return weighted_mean(trained, num_examples)
+
+    def state(self) -> State:
+        """Return nothing: a mean remembers nothing."""
+        return {}
+
+    def load_state(self, state: State) -> None:
+        """Do nothing."""

@@ -1,11 +1,13 @@
 """Which of Flower's strategies can aggregate client segments."""
 
 from flwr.serverapp.strategy import (
+    Bulyan,
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
     FedProx,
     FedXgbBagging,
     FedXgbCyclic,
+    MultiKrum,
     QFedAvg,
     Strategy,
 )
@@ -30,6 +32,10 @@ _REFUSED: dict[type[Strategy], str] = {
         "it needs each device's loss over its data, and here the loss is on the server. Use FedAvg"
     ),
 }
+
+# Nodes that must be there for each malicious one, beside three (Blanchard et al., 2017; El
+# Mhamdi et al., 2018). Krum is a MultiKrum. Flower itself goes on with fewer, unprotected.
+_NODES_PER_MALICIOUS: dict[type[Strategy], int] = {MultiKrum: 2, Bulyan: 4}
 
 
 def check_client_strategy(strategy: object, min_available_nodes: int) -> None:
@@ -71,8 +77,8 @@ def check_client_strategy(strategy: object, min_available_nodes: int) -> None:
     if wanted > min_available_nodes:
         raise ConfigError(
             f"client_strategy wants {wanted} nodes and the run waits for {min_available_nodes}; "
-            "it would wait without end. Raise min_available_nodes, or lower the strategy's "
-            "min_train_nodes and min_available_nodes."
+            "it would wait without end, or not withstand its malicious nodes. Raise "
+            "min_available_nodes, or lower the strategy's minimum or num_malicious_nodes."
         )
 
 
@@ -110,11 +116,15 @@ def check_round(strategy: Strategy, num_trained: int, where: str) -> None:
 
 
 def _min_nodes(strategy: Strategy) -> int:
-    """Return how many nodes a strategy waits for, as far as it says."""
+    """Return how many nodes a strategy waits for, or needs to promise what it does."""
     innermost = _layers(strategy)[-1]
-    return max(
-        int(getattr(innermost, name, 0)) for name in ("min_train_nodes", "min_available_nodes")
-    )
+    robust = [
+        3 + each * int(getattr(innermost, "num_malicious_nodes", 0))
+        for kind, each in _NODES_PER_MALICIOUS.items()
+        if isinstance(innermost, kind)
+    ]
+    waits = [getattr(innermost, name, 0) for name in ("min_train_nodes", "min_available_nodes")]
+    return max(map(int, [*waits, *robust]))
 
 
 def _layers(strategy: Strategy) -> list[Strategy]:

@@ -16,6 +16,8 @@ from torch import Tensor
 from flower_psl.errors import ConfigError, PslError
 from flower_psl.server.client_strategy_checks import check_round
 from flower_psl.server.flower_records import to_arrays
+from flower_psl.server.flower_strategy_state import load_strategy_state, strategy_state
+from flower_psl.storage import State
 from flower_psl.wire import is_finite
 
 # A strategy asks a few times who is there. One that goes on asking waits for more.
@@ -77,6 +79,14 @@ class FlowerAggregation:
                 "Use a strategy that returns arrays in every round."
             )
         return _checked(arrays, current, where)
+
+    def state(self) -> State:
+        """Return what the strategy keeps from round to round."""
+        return strategy_state(self._strategy)
+
+    def load_state(self, state: State) -> None:
+        """Go on with what `state` returned."""
+        load_strategy_state(self._strategy, state)
 
     def _check_requests(
         self, requests: Mapping[int, Message], trained: Mapping[int, object], where: str

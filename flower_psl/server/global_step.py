@@ -3,13 +3,19 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from flower_psl.errors import ProtocolError
+from flower_psl.server.discarded import DiscardedError
+from flower_psl.server.kept_buffers import kept_buffers
+from flower_psl.server.norm_bounds import check_update_norm
 from flower_psl.server.phase_clock import PhaseClock
-from flower_psl.server.split_step import SplitStep, encode_gradient
+from flower_psl.server.split_step import Exchange, SplitStep, encode_gradient
+from flower_psl.server.step_outcome import StepOutcome
 from flower_psl.server.step_plan import StepPlan
-from flower_psl.telemetry import StepRecord
-from flower_psl.wire import Phase, StepRequest, check_gradients
+from flower_psl.transport import Answers
+from flower_psl.wire import Phase, StepReply, StepRequest, check_gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +24,8 @@ class GlobalStep(SplitStep):
 
     def run(
         self, plan: StepPlan, timeout_s: Callable[[], float], ahead: StepPlan | None = None
-    ) -> StepRecord:
-        """Take one step and return its record.
+    ) -> StepOutcome:
+        """Try to take one step.
 
         Parameters
         ----------
@@ -33,8 +39,30 @@ class GlobalStep(SplitStep):
         Raises
         ------
         PslError
-            If a client fails, or a value cannot be used.
+            If the run cannot go on.
         """
+        exchanges: list[Exchange] = []
+        try:
+            with kept_buffers(self.learner.model.server):
+                return self._take(plan, timeout_s, ahead, exchanges)
+        except DiscardedError as discarded:
+            return self._discarded(discarded.failures, *exchanges)
+
+    def take_back(self, key: int, *, has_segment: bool) -> None:
+        """Do nothing: clients have nothing of their own."""
+
+    def end_round(self, server_round: int, timeout_s: Callable[[], float]) -> StepOutcome:
+        """Do nothing: a round is its steps."""
+        return self._discarded({})
+
+    def _take(
+        self,
+        plan: StepPlan,
+        timeout_s: Callable[[], float],
+        ahead: StepPlan | None,
+        exchanges: list[Exchange],
+    ) -> StepOutcome:
+        """Take a step, noting its exchanges; a DiscardedError leaves the model as it was."""
         clock = PhaseClock()
         learner = self.learner
         requests = self._forward_requests(plan)
@@ -42,11 +70,14 @@ class GlobalStep(SplitStep):
         learner.start_step()
         self._announce(ahead)
         forwards = self.transport.exchange(requests, timeout_s())
+        exchanges.append((requests, forwards))
         clock.lap("forward_exchange")
 
-        batches = self._decoded(forwards)
+        batches, failures = self._received(plan, forwards)
+        plan = plan.of(batches)
+        activations = [batch.activations.to(self.device) for batch in batches.values()]
+        labels = torch.cat([batch.labels for batch in batches.values()]).to(self.device)
         clock.lap("decode")
-        activations, labels = self._global_batch(batches)
         passed = self._forward.run(learner.model.server, plan, activations, labels)
         loss = float(passed.loss.detach())
         clock.lap("server_forward")
@@ -55,19 +86,20 @@ class GlobalStep(SplitStep):
 
         # A client segment with nothing to train, a frozen feature extractor for example,
         # has no use for the gradient.
-        returns = _backward_requests(requests, cut_gradients) if learner.client_parameters else {}
+        asked = {self.nodes[key]: requests[self.nodes[key]] for key in batches}
+        returns = _backward_requests(asked, cut_gradients) if learner.client_parameters else {}
         clock.lap("encode")
-        backwards = self.transport.exchange(returns, timeout_s()) if returns else {}
+        backwards = Answers[StepReply]({}, {})
+        if returns:
+            backwards = self.transport.exchange(returns, timeout_s())
+            exchanges.append((returns, backwards))
         clock.lap("backward_exchange")
 
-        gradients = self._decoded(backwards)
+        gradients = self._gradients(backwards)
         clock.lap("decode")
-        learner.update(
-            [check_gradients(reply, learner.client_parameters) for reply in gradients],
-            [reply.moments for reply in forwards.values()],
-        )
+        learner.update(gradients, [batch.moments for batch in batches.values()])
         clock.lap("update")
-        return self._record(plan, loss, clock, (requests, forwards), (returns, backwards))
+        return self._outcome(plan, loss, clock, failures, *exchanges)
 
     def _forward_requests(self, plan: StepPlan) -> dict[int, StepRequest]:
         weights = self.learner.client_weights(self.encodings.weights)
@@ -77,6 +109,23 @@ class GlobalStep(SplitStep):
             )
             for step_id in self._ids(plan)
         }
+
+    def _gradients(self, answers: Answers[StepReply]) -> list[Mapping[str, Tensor]]:
+        """Return the clients' parameter gradients, which are of use only if all are there."""
+        failures = self._by_key(answers.failures)
+        gradients = []
+        for reply in answers.replies.values():
+            try:
+                decoded = self._decoded(reply)
+                gradients.append(check_gradients(decoded, self.learner.client_parameters))
+                check_update_norm(
+                    str(reply.id), decoded.gradients.values(), self.failures.max_update_norm
+                )
+            except ProtocolError as error:
+                failures[reply.id.client_key] = error
+        if failures:
+            raise DiscardedError(failures)
+        return gradients
 
 
 def _backward_requests(

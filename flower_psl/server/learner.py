@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from flower_psl.split import SplitModel, segment_tensors, update_running_statistics
+from flower_psl.split import (
+    SplitModel,
+    load_tensors,
+    segment_tensors,
+    update_running_statistics,
+)
+from flower_psl.storage import State, check_alike, check_tensors, load_optimizer_state
 from flower_psl.wire import encode_parameters
 
 OptimizerFn = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -62,6 +68,7 @@ class Learner:
             None if lr_scheduler_fn is None else lr_scheduler_fn(self._optimizer, total_steps)
         )
         self._max_grad_norm = max_grad_norm
+        self._steps_left = total_steps
 
     def client_weights(self, encoding: str = "raw") -> Mapping[str, Tensor]:
         """Return the client segment's parameters and buffers, as they travel to clients.
@@ -112,9 +119,41 @@ class Learner:
         self._optimizer.step()
 
     def advance_schedule(self) -> None:
-        """Let the learning rates go on."""
-        if self._scheduler is not None:
+        """Let the learning rates go on, for as many steps as the run was to have.
+
+        Where clients fail a run can have more; the learning rates then stay what they are.
+        """
+        if self._scheduler is not None and self._steps_left > 0:
             self._scheduler.step()
+            self._steps_left -= 1
+
+    def state(self) -> State:
+        """Return the segments, the optimizer and its schedule; tensors are no copies."""
+        return {
+            "client": segment_tensors(self.model.client),
+            "server": segment_tensors(self.model.server),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": None if self._scheduler is None else self._scheduler.state_dict(),
+            "steps_left": self._steps_left,
+        }
+
+    def load_state(self, state: State) -> None:
+        """Go on from what `state` returned, in tensors of its own."""
+        for name in ("client", "server"):
+            segment = getattr(self.model, name)
+            load_tensors(segment, check_tensors(state[name], segment_tensors(segment)))
+        if self._scheduler is not None:
+            check_alike(state["schedule"], self._scheduler.state_dict(), "schedule")
+            self._scheduler.load_state_dict(state["schedule"])
+        load_optimizer_state(self._optimizer, state["optimizer"])
+        self._steps_left = int(state["steps_left"])
+
+    @property
+    def recipe(self) -> dict[str, str]:
+        """What the optimizer and its schedule are, beside their state, by name."""
+        scheduler = "none" if self._scheduler is None else type(self._scheduler).__name__
+        settings = {f"optimizer's {name}": str(v) for name, v in self._optimizer.defaults.items()}
+        return {"optimizer": type(self._optimizer).__name__, **settings, "schedule": scheduler}
 
     def server_copy(self) -> "Learner":
         """Return a learner of a copy of the server segment alone, with a new optimizer.

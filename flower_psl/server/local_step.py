@@ -1,27 +1,28 @@
 """One step in which every client updates its own segment, in one exchange."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from flower_psl.errors import ProtocolError, PslError
 from flower_psl.server.client_aggregation import ClientAggregation
+from flower_psl.server.discarded import DiscardedError
+from flower_psl.server.kept_buffers import kept_buffers
+from flower_psl.server.local_state import LocalState
+from flower_psl.server.norm_bounds import check_update_norm
 from flower_psl.server.phase_clock import PhaseClock
-from flower_psl.server.split_step import SplitStep, encode_gradient
+from flower_psl.server.received_batch import ReceivedBatch
+from flower_psl.server.split_step import Exchange, SplitStep, encode_gradient
+from flower_psl.server.stateful import Stateful
+from flower_psl.server.step_outcome import StepOutcome
 from flower_psl.server.step_plan import StepPlan
 from flower_psl.server.updates import ServerUpdate
 from flower_psl.server.weighted_mean import weighted_mean
 from flower_psl.split import load_tensors, trained_tensors
-from flower_psl.telemetry import StepRecord
-from flower_psl.wire import (
-    EncodedBatch,
-    Phase,
-    StepId,
-    StepReply,
-    StepRequest,
-    check_weights,
-)
+from flower_psl.transport import Answers
+from flower_psl.wire import Phase, StepId, StepReply, StepRequest, check_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,25 +39,29 @@ class LocalStep(SplitStep):
     aggregation : ClientAggregation or None
         What makes one client segment of all at the end of a round; None leaves each client
         its own for the whole run.
+    state : LocalState
+        What has become of the clients' segments so far.
     """
 
     update: ServerUpdate
     aggregation: ClientAggregation | None
-    # By client key: the gradients that have not travelled yet, with their steps; the examples
-    # used in this round; and who has a segment of its own.
-    _left: dict[int, tuple[StepId, EncodedBatch]] = field(default_factory=dict, init=False)
-    _examples: dict[int, int] = field(default_factory=dict, init=False)
-    _started: set[int] = field(default_factory=set, init=False)
+    state: LocalState = field(default_factory=LocalState, init=False)
 
     @property
     def apart(self) -> frozenset[int]:
         """Clients that have a segment of their own between rounds."""
-        return frozenset(self._started)
+        return frozenset(self.state.started)
+
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        """What changes from step to step beside the learner, by name."""
+        shared = {} if self.aggregation is None else {"aggregation": self.aggregation}
+        return {"segments": self.state, "update": self.update, **shared}
 
     def run(
         self, plan: StepPlan, timeout_s: Callable[[], float], ahead: StepPlan | None = None
-    ) -> StepRecord:
-        """Take one step, end the round if it is its last, and return the record.
+    ) -> StepOutcome:
+        """Try to take one step, and end the round if it is its last.
 
         Parameters
         ----------
@@ -71,93 +76,158 @@ class LocalStep(SplitStep):
         Raises
         ------
         PslError
-            If a client fails, or a value cannot be used.
+            If the run cannot go on.
         """
+        exchanges: list[Exchange] = []
+        try:
+            return self._take(plan, timeout_s, ahead, exchanges)
+        except DiscardedError as discarded:
+            self.state.gone.update(discarded.failures)
+            return self._discarded(discarded.failures, *exchanges)
+
+    def leave_out(self, keys: Iterable[int]) -> None:
+        """Note that clients are not there; their segments are not asked for."""
+        self.state.gone.update(keys)
+
+    def take_back(self, key: int, *, has_segment: bool) -> None:
+        """Let a client take part again, with the segment that it trained by itself or not.
+
+        Without it, the client starts anew from the weights that clients start from; what it
+        did in this round no longer weighs in the mean.
+        """
+        self.state.take_back(key, has_segment=has_segment)
+
+    def end_round(self, server_round: int, timeout_s: Callable[[], float]) -> StepOutcome:
+        """End a round whose last step was not taken."""
+        last = self._last_exchange(timeout_s)
+        return self._discarded(self._end_round(server_round, last), last)
+
+    def _take(
+        self,
+        plan: StepPlan,
+        timeout_s: Callable[[], float],
+        ahead: StepPlan | None,
+        exchanges: list[Exchange],
+    ) -> StepOutcome:
+        """Take a step, noting its exchanges; a DiscardedError leaves the model as it was."""
         clock = PhaseClock()
         steps = self._ids(plan)
         requests = self._train_requests(steps)
         clock.lap("encode")
         self._announce(ahead)
         forwards = self.transport.exchange(requests, timeout_s())
+        exchanges.append((requests, forwards))
+        self.state.asked(steps, [reply.id for reply in forwards.replies.values()])
         clock.lap("forward_exchange")
 
-        batches = self._decoded(forwards)
+        batches, failures = self._received(plan, forwards)
+        plan = plan.of(batches)
         clock.lap("decode")
-        activations, labels = self._global_batch(batches)
-        sizes = [step.batch_size for step in steps]
-        turn = self.update.run(plan, activations, torch.split(labels, sizes))
+        with kept_buffers(self.learner.model.server):
+            turn = self.update.run(plan, *self._on_device(batches.values()))
+        failures |= turn.failures
+        plan = plan.of(key for key in batches if key not in turn.failures)
+        self.state.gone.update(failures)
         clock.lap("server_update")
-        self._keep(steps, turn.cut_gradients)
+        for (key, batch), gradient in zip(batches.items(), turn.cut_gradients, strict=True):
+            if key not in failures:
+                self.state.keep(batch.id, encode_gradient(batch.id, gradient, self.encodings))
         clock.lap("encode")
-
-        last = {} if ahead is not None else self._last_requests()
-        finished = self.transport.exchange(last, timeout_s()) if last else {}
+        if ahead is None:
+            exchanges.append(self._last_exchange(timeout_s))
         clock.lap("backward_exchange")
         if ahead is None:
-            self._end_round(plan.server_round, finished)
+            failures |= self._end_round(plan.server_round, exchanges[-1])
         clock.lap("update")
-        return self._record(plan, turn.loss, clock, (requests, forwards), (last, finished))
+        return self._outcome(plan, turn.loss, clock, failures, *exchanges)
+
+    def _on_device(
+        self, batches: Collection[ReceivedBatch]
+    ) -> tuple[list[Tensor], Sequence[Tensor]]:
+        """Return each client's activations and labels where the server computes."""
+        labels = torch.cat([batch.labels for batch in batches]).to(self.device)
+        return (
+            [batch.activations.to(self.device) for batch in batches],
+            torch.split(labels, [batch.id.batch_size for batch in batches]),
+        )
 
     def _train_requests(self, steps: Sequence[StepId]) -> dict[int, StepRequest]:
         # One mapping for all who start: a transport sends what they share once.
         weights: Mapping[str, Tensor] = {}
-        if not self._started.issuperset(step.client_key for step in steps):
+        if not self.state.started.issuperset(step.client_key for step in steps):
             weights = self.learner.client_weights(self.encodings.weights)
         requests = {}
         for step in steps:
-            previous, gradient = self._left.pop(step.client_key, (None, None))
-            requests[self.nodes[step.client_key]] = StepRequest(
+            key = step.client_key
+            previous, gradient = self.state.left.get(key, (None, None))
+            requests[self.nodes[key]] = StepRequest(
                 phase=Phase.TRAIN,
                 id=step,
-                weights={} if step.client_key in self._started else weights,
+                weights={} if key in self.state.started else weights,
                 previous=previous,
                 gradient=None if gradient is None else gradient.values,
                 extras={} if gradient is None else gradient.extras,
+                forget=key in self.state.forget,
                 encodings=self.encodings,
             )
         return requests
 
-    def _keep(self, steps: Sequence[StepId], gradients: Sequence[Tensor]) -> None:
-        """Note what each client of a step has done, and is to get."""
-        for step, gradient in zip(steps, gradients, strict=True):
-            key = step.client_key
-            self._left[key] = (step, encode_gradient(step, gradient, self.encodings))
-            self._examples[key] = self._examples.get(key, 0) + step.batch_size
-            self._started.add(key)
+    def _last_exchange(self, timeout_s: Callable[[], float]) -> Exchange:
+        """Let those who are there take the gradients that are left, and ask for what is shared."""
+        state = self.state
+        keys = set(state.left if self.aggregation is None else state.examples) - state.gone
+        requests = {self.nodes[key]: self._last_request(key) for key in sorted(keys)}
+        if not requests:
+            return {}, Answers({}, {})
+        return requests, self.transport.exchange(requests, timeout_s())
 
-    def _last_requests(self) -> dict[int, StepRequest]:
-        phase = Phase.SETTLE if self.aggregation is None else Phase.COLLECT
-        return {
-            self.nodes[key]: StepRequest(
-                phase=phase,
-                id=step,
-                gradient=gradient.values,
-                extras=gradient.extras,
-                encodings=self.encodings,
-            )
-            for key, (step, gradient) in sorted(self._left.items())
-        }
+    def _last_request(self, key: int) -> StepRequest:
+        step, gradient = self.state.left.get(key) or (self.state.last[key], None)
+        return StepRequest(
+            phase=Phase.SETTLE if self.aggregation is None else Phase.COLLECT,
+            id=step,
+            gradient=None if gradient is None else gradient.values,
+            extras={} if gradient is None else gradient.extras,
+            forget=key in self.state.forget,
+            encodings=self.encodings,
+        )
 
-    def _end_round(self, server_round: int, replies: Mapping[int, StepReply]) -> None:
+    def _end_round(self, server_round: int, last: Exchange) -> dict[int, PslError]:
+        """Bring both segments to their state between rounds; return who failed."""
+        _, answers = last
+        failures = self._by_key(answers.failures)
         self.update.end_round()
-        if self.aggregation is not None:
-            num_examples = {self.nodes[key]: count for key, count in self._examples.items()}
-            self._aggregate(self.aggregation, server_round, replies, num_examples)
-            self._started.clear()
-        self._left.clear()
-        self._examples.clear()
+        if self.aggregation is None:
+            for reply in answers.replies.values():
+                self.state.left.pop(reply.id.client_key)
+        else:
+            failures |= self._aggregate(self.aggregation, server_round, answers.replies)
+        self.state.gone.update(failures)
+        self.state.end_round(shared=self.aggregation is not None)
+        return failures
 
     def _aggregate(
         self,
         aggregation: ClientAggregation,
         server_round: int,
         replies: Mapping[int, StepReply],
-        num_examples: Mapping[int, int],
-    ) -> None:
-        """Make one client segment of those that the clients have trained."""
+    ) -> dict[int, PslError]:
+        """Make one client segment of those that came; return whose cannot be used."""
         own = trained_tensors(self.learner.model.client)
-        trained = {node: check_weights(reply, own) for node, reply in replies.items()}
         parameters = list(self.learner.client_parameters)
+        trained: dict[int, Mapping[str, Tensor]] = {}
+        failures: dict[int, PslError] = {}
+        for node, reply in replies.items():
+            try:
+                weights = check_weights(reply, own)
+                changes = (weights[name] - own[name].cpu() for name in parameters)
+                check_update_norm(str(reply.id), changes, self.failures.max_update_norm)
+                trained[node] = weights
+            except ProtocolError as error:
+                failures[reply.id.client_key] = error
+        if not trained:
+            return failures
+        num_examples = {node: self.state.examples[replies[node].id.client_key] for node in trained}
         merged: dict[str, Tensor] = {}
         if parameters:
             merged |= aggregation.aggregate(
@@ -177,3 +247,4 @@ class LocalStep(SplitStep):
             num_examples,
         )
         load_tensors(self.learner.model.client, merged)
+        return failures

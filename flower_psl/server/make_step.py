@@ -1,5 +1,6 @@
 """What takes the steps of a run, of a strategy's settings."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,7 +9,6 @@ from flower_psl.server.client_aggregation import ClientAggregation
 from flower_psl.server.global_step import GlobalStep
 from flower_psl.server.learner import Learner
 from flower_psl.server.local_step import LocalStep
-from flower_psl.server.participants import Participants
 from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.split_step import StepTaker
 from flower_psl.server.updates import SERVER_UPDATES
@@ -23,7 +23,7 @@ def make_step(
     strategy: "ParallelSplitLearning",
     model: SplitModel,
     transport: Transport,
-    participants: Participants,
+    nodes: Mapping[int, int],
     aggregation: ClientAggregation,
     *,
     total_steps: int,
@@ -38,8 +38,8 @@ def make_step(
         The model to train.
     transport : Transport
         What reaches the clients.
-    participants : Participants
-        The clients.
+    nodes : mapping of int to int
+        Where each client key is reached, now.
     aggregation : ClientAggregation
         What makes one client segment of all, with ``client_sync="round"``.
     total_steps : int
@@ -56,22 +56,24 @@ def make_step(
     if strategy.client_sync == "step":
         return GlobalStep(
             transport=transport,
-            nodes=participants.nodes,
+            nodes=nodes,
             learner=learner,
             loss_fn=strategy.loss_fn,
             seed=strategy.seed,
             device=torch.device(strategy.device),
             encodings=strategy.encodings,
+            failures=strategy.failures,
         )
     forward = ServerForward(loss_fn=strategy.loss_fn, seed=strategy.seed)
     return LocalStep(
         transport=transport,
-        nodes=participants.nodes,
+        nodes=nodes,
         learner=learner,
         loss_fn=strategy.loss_fn,
         seed=strategy.seed,
         device=torch.device(strategy.device),
         encodings=strategy.encodings,
+        failures=strategy.failures,
         update=SERVER_UPDATES[strategy.server_update](learner, forward),
         aggregation=aggregation if strategy.client_sync == "round" else None,
     )

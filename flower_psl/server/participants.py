@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -24,11 +24,46 @@ class Participants:
         Where each client is reached.
     num_examples, num_test_examples : mapping of int to int
         Examples that each client has.
+    segment : mapping of str to TensorSpec
+        Their client segment.
+    need_optimizers, need_states : bool
+        Whether clients update their segments by themselves, and save them for a checkpoint.
+    have_keys : bool
+        Whether every node has told its client key.
     """
 
     nodes: Mapping[int, int]
     num_examples: Mapping[int, int]
     num_test_examples: Mapping[int, int]
+    segment: Mapping[str, TensorSpec] = field(default_factory=dict)
+    need_optimizers: bool = False
+    need_states: bool = False
+    have_keys: bool = True
+
+    def key_of(self, node: int, description: DescribeReply) -> int | None:
+        """Return the key of a node that describes itself again, or None if it has none."""
+        if self.have_keys:
+            return description.client_key
+        return next((key for key, known in self.nodes.items() if known == node), None)
+
+    def check_same(self, key: int, node: int, description: DescribeReply) -> None:
+        """Refuse a client that comes back as another than it was.
+
+        Raises
+        ------
+        ClientError
+            If its data have changed in number, or its segment or optimizer does not fit.
+        """
+        for name, before, now in (
+            ("training", self.num_examples[key], description.num_examples),
+            ("test", self.num_test_examples[key], description.num_test_examples),
+        ):
+            if before != now:
+                raise ClientError(
+                    f"client {key}, node {node}: it came back with {now} {name} examples, and had "
+                    f"{before}; data must keep their size during a run. Give it its data again."
+                )
+        _check_device(node, description, self.segment, self.need_optimizers, self.need_states)
 
 
 def gather(
@@ -39,6 +74,7 @@ def gather(
     node_timeout_s: float,
     describe_timeout_s: float,
     need_optimizers: bool = False,
+    need_states: bool = False,
 ) -> Participants:
     """Wait for nodes and let them describe themselves.
 
@@ -52,28 +88,25 @@ def gather(
         Nodes to wait for.
     node_timeout_s, describe_timeout_s : float
         Bounds on the wait for the nodes, and for their descriptions, in seconds.
-    need_optimizers : bool
-        Whether clients update their segments by themselves.
+    need_optimizers, need_states : bool
+        Whether clients update their segments by themselves, and save them for a checkpoint.
 
     Raises
     ------
     WaitError
-        If too few nodes come, or one does not answer.
+        If too few nodes come, or answer.
     ClientError
         If two nodes have one client key, a segment differs, one that has data lacks an
-        optimizer that it needs, or no client has data.
+        optimizer or a folder that it needs, or no client has data.
     """
     nodes = wait_for_nodes(transport, min_nodes, node_timeout_s)
-    descriptions = transport.describe(nodes, describe_timeout_s)
+    answers = transport.describe(nodes, describe_timeout_s)
+    descriptions = answers.replies if len(answers.replies) >= min_nodes else answers.all()
+    for failure in answers.failures.values():
+        _LOG.warning("left out of the run: %s", failure)
     expected = segment_spec([*segment.named_parameters(), *segment.named_buffers()])
     for node, description in descriptions.items():
-        _check_segment(node, expected, description.segment)
-        if need_optimizers and description.num_examples and not description.has_optimizer:
-            raise ClientError(
-                f"node {node}: its SplitClient has no optimizer_fn; with client_sync='round' and "
-                "'none' a device updates its segment by itself. Make it with SplitClient(..., "
-                "optimizer_fn=lambda params: torch.optim.SGD(params, lr=0.1))."
-            )
+        _check_device(node, description, expected, need_optimizers, need_states)
     node_of = _assign_keys(descriptions)
     if not any(descriptions[node].num_examples for node in node_of.values()):
         raise ClientError(
@@ -88,6 +121,10 @@ def gather(
         num_test_examples={
             key: descriptions[node].num_test_examples for key, node in node_of.items()
         },
+        segment=expected,
+        need_optimizers=need_optimizers,
+        need_states=need_states,
+        have_keys=all(description.client_key is not None for description in descriptions.values()),
     )
 
 
@@ -113,14 +150,31 @@ def _assign_keys(descriptions: Mapping[int, DescribeReply]) -> dict[int, int]:
     return dict(sorted(node_of.items()))
 
 
-def _check_segment(
-    node: int, expected: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec]
+def _check_device(
+    node: int,
+    description: DescribeReply,
+    segment: Mapping[str, TensorSpec],
+    need_optimizers: bool,
+    need_states: bool,
 ) -> None:
-    lines = differences(expected, found)
+    lines = differences(segment, description.segment)
     if lines:
         more = len(lines) - _MOST_DIFFERENCES
         shown = "; ".join(lines[:_MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
         raise ClientError(
             f"node {node}: its client segment is not the server's: {shown}. Build the same model "
             "and cut it at the same place on both sides."
+        )
+    if need_optimizers and description.num_examples and not description.has_optimizer:
+        raise ClientError(
+            f"node {node}: its SplitClient has no optimizer_fn; with client_sync='round' and "
+            "'none' a device updates its segment by itself. Make it with SplitClient(..., "
+            "optimizer_fn=lambda params: torch.optim.SGD(params, lr=0.1))."
+        )
+    if need_states and description.num_examples and not description.keeps_state:
+        raise ClientError(
+            f"node {node}: its SplitClient has no state_dir; these checkpoints need what devices "
+            "train by themselves, which each device saves in a folder of its own. Make it with "
+            "SplitClient(..., state_dir='/var/lib/psl'), or save at the end of rounds only, which "
+            "is enough for client_sync='round'."
         )

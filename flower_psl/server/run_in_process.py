@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from flwr.app import ArrayRecord
     from flwr.serverapp.strategy import Result
 
-    from flower_psl.server.strategy import CentralEvaluateFn, ParallelSplitLearning
+    from flower_psl.server.flower_records import CentralEvaluateFn
+    from flower_psl.server.strategy import ParallelSplitLearning
 
 
 def run_in_process(
@@ -88,6 +89,11 @@ def _check_can_fuse(strategy: "ParallelSplitLearning") -> None:
             f"fuse_clients with client_sync={strategy.client_sync!r}; only clients that share "
             "the weights of every step can compute it as one. Leave out fuse_clients, or choose "
             "client_sync='step'."
+        )
+    if strategy.failures.quorum < 1:
+        raise ConfigError(
+            f"fuse_clients with quorum {strategy.failures.quorum}; a step of fused clients is "
+            "computed as one, and taken or not. Leave out fuse_clients, or leave quorum at 1."
         )
     if strategy.encodings != Encodings():
         raise ConfigError(

@@ -1,16 +1,17 @@
 """The server's forward pass in a step, with what can go wrong in it said plainly."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from flower_psl.errors import PslError
+from flower_psl.errors import ProtocolError, PslError
 from flower_psl.sampling import Purpose, derive_seed
-from flower_psl.server.class_labels import check_class_labels
-from flower_psl.server.step_plan import FIRST_PLAN, StepPlan
+from flower_psl.server.discarded import DiscardedError
+from flower_psl.server.step_plan import StepPlan
 from flower_psl.split import LossFn, ServerPass, server_pass
+from flower_psl.wire import is_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +30,9 @@ class ServerForward:
     seed: int
 
     def run(
-        self,
-        segment: nn.Module,
-        plan: StepPlan,
-        activations: Sequence[Tensor],
-        labels: Tensor,
-        *,
-        client: int | None = None,
+        self, segment: nn.Module, plan: StepPlan, activations: Sequence[Tensor], labels: Tensor
     ) -> ServerPass:
-        """Run a segment over a global batch, or over one client's part of it.
+        """Run a segment over a global batch.
 
         Parameters
         ----------
@@ -46,46 +41,133 @@ class ServerForward:
         plan : StepPlan
             The step.
         activations : sequence of Tensor
-            ``(b_k, ...)`` of each client, in client order, or of the one client.
+            ``(b_k, ...)`` of each client, in client order.
         labels : Tensor
             ``(n, ...)``.
-        client : int, optional
-            The client key, if the batch is one client's part.
 
         Raises
         ------
+        DiscardedError
+            If what some clients sent is the reason that there is no loss.
         PslError
-            If the segment or the loss raises, or the loss is not finite.
+            If the segment or the loss raises, or the loss is not finite, for another reason.
         """
-        where, position = str(plan), [plan.server_round, FIRST_PLAN, plan.step]
-        if client is not None:
-            where, position = f"client {client}, {plan}", [*position, client]
-            plan = replace(plan, batch_sizes={client: len(labels)})
-
-        def checked_loss(outputs: Tensor, labels: Tensor) -> Tensor:
-            check_class_labels(self.loss_fn, outputs, labels, plan.batch_sizes, str(plan))
-            return self.loss_fn(outputs, labels)
-
         try:
-            passed = server_pass.forward(
-                segment,
-                activations,
-                labels,
-                checked_loss,
-                seed=derive_seed(self.seed, Purpose.SERVER_FORWARD, *position),
-            )
+            passed = self._pass(segment, plan, activations, labels)
         except PslError:
             raise
         except Exception as error:
-            raise PslError(
-                f"{where}: the server segment or the loss raised {type(error).__name__}: {error}. "
-                f"It got activations {tuple(activations[0].shape[1:])} of an example and labels "
-                f"{tuple(labels.shape)}; check that the model, the cut and the loss fit the data."
-            ) from error
+            failures = self._who_raises(segment, plan, activations, labels)
+            if failures and (len(failures) < len(activations) or not _is_first(plan)):
+                raise DiscardedError(failures) from error
+            raise _raised(str(plan), error, activations, labels) from error
         if not bool(torch.isfinite(passed.loss)):
-            raise PslError(
-                f"{where}: the loss is {float(passed.loss.detach())}; it must be finite. Lower "
-                "the learning rate or set max_grad_norm if training has diverged, and look for "
-                "batches in which every label is ignored."
-            )
+            if failures := _who_is_not_finite(plan, passed.outputs):
+                raise DiscardedError(failures)
+            raise PslError(_not_finite(str(plan), passed.loss))
         return passed
+
+    def run_part(
+        self, segment: nn.Module, plan: StepPlan, client: int, activations: Tensor, labels: Tensor
+    ) -> ServerPass:
+        """Run a segment over one client's part of a global batch.
+
+        Parameters
+        ----------
+        segment : nn.Module
+            The server segment.
+        plan : StepPlan
+            The step.
+        client : int
+            The client key.
+        activations, labels : Tensor
+            ``(b_k, ...)``.
+
+        Raises
+        ------
+        DiscardedError
+            If what the client sent is the reason that there is no loss.
+        PslError
+            If the segment or the loss raises for another reason.
+        """
+        where = f"client {client}, {plan}"
+        try:
+            passed = self._pass(segment, plan, [activations], labels, client)
+        except PslError:
+            raise
+        except Exception as error:
+            failures = self._who_raises(segment, plan.of([client]), [activations], labels)
+            if failures and not _is_first(plan):
+                raise DiscardedError(failures) from error
+            raise _raised(where, error, [activations], labels) from error
+        if not bool(torch.isfinite(passed.loss)):
+            raise DiscardedError({client: ProtocolError(_not_finite(where, passed.loss))})
+        return passed
+
+    def _pass(
+        self,
+        segment: nn.Module,
+        plan: StepPlan,
+        activations: Sequence[Tensor],
+        labels: Tensor,
+        *client: int,
+    ) -> ServerPass:
+        position = (plan.server_round, plan.plan, plan.step, *client)
+        seed = derive_seed(self.seed, Purpose.SERVER_FORWARD, *position)
+        return server_pass.forward(segment, activations, labels, self.loss_fn, seed=seed)
+
+    @torch.no_grad()
+    def _who_raises(
+        self, segment: nn.Module, plan: StepPlan, activations: Sequence[Tensor], labels: Tensor
+    ) -> dict[int, PslError]:
+        """Return the clients whose part alone lets the segment or the loss raise.
+
+        In evaluation mode: in training mode BatchNorm raises for a single example.
+        """
+        segment.eval()
+        failures: dict[int, PslError] = {}
+        targets = torch.split(labels, list(plan.batch_sizes.values()))
+        for key, part, target in zip(plan.batch_sizes, activations, targets, strict=True):
+            try:
+                self.loss_fn(segment(part.clone()), target)
+            except Exception as error:
+                failures[key] = _raised(f"client {key}, {plan}", error, [part], target)
+        return failures
+
+
+def _is_first(plan: StepPlan) -> bool:
+    """Tell whether no step was taken yet; what all clients share is then rather the reason."""
+    return (plan.server_round, plan.step) == (1, 1)
+
+
+def _raised(
+    where: str, error: Exception, activations: Sequence[Tensor], labels: Tensor
+) -> ProtocolError:
+    return ProtocolError(
+        f"{where}: the server segment or the loss raised {type(error).__name__}: {error}. "
+        f"It got activations {tuple(activations[0].shape[1:])} of an example and labels "
+        f"{tuple(labels.shape)}; check that the model, the cut and the loss fit the data."
+    )
+
+
+def _not_finite(where: str, loss: Tensor) -> str:
+    return (
+        f"{where}: the loss is {float(loss.detach())}; it must be finite. Lower "
+        "the learning rate or set max_grad_norm if training has diverged, and look for "
+        "batches in which every label is ignored."
+    )
+
+
+def _who_is_not_finite(plan: StepPlan, outputs: Tensor) -> dict[int, PslError]:
+    """Return the clients whose outputs are not finite, if those of others are."""
+    parts = torch.split(outputs, list(plan.batch_sizes.values()))
+    failures: dict[int, PslError] = {
+        key: ProtocolError(
+            f"client {key}, {plan}: the server segment's outputs for its activations are not "
+            "finite, while those of other clients are; they may be far too large. "
+            "FailurePolicy(max_activation_norm=...) bounds them."
+        )
+        for key, part in zip(plan.batch_sizes, parts, strict=True)
+        if not is_finite(part)
+    }
+    return failures if len(failures) < len(parts) else {}

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from flower_psl.errors import PslError
 from flower_psl.sampling import Purpose, generator
-from flower_psl.server.class_labels import check_class_labels, ignored_label
-from flower_psl.server.participants import Participants
+from flower_psl.server.class_labels import ClassLabels, ignored_label
+from flower_psl.server.run_history import Metrics
 from flower_psl.split import LossFn, SplitModel
 from flower_psl.transport import Transport
 from flower_psl.wire import (
@@ -49,10 +49,8 @@ class _Totals:
             self.classified += counted
             self.correct += int((hits if counts is None else hits & counts).sum())
 
-    def metrics(self) -> dict[str, int | float | list[int] | list[float]]:
-        metrics: dict[str, int | float | list[int] | list[float]] = {
-            "num-examples": self.num_examples
-        }
+    def metrics(self) -> Metrics:
+        metrics: Metrics = {"num-examples": self.num_examples}
         if self.counted:
             metrics["loss"] = self.loss / self.counted
         if self.counted and self.classified == self.counted:
@@ -82,8 +80,10 @@ class SplitEvaluation:
     ----------
     transport : Transport
         What reaches the clients.
-    participants : Participants
-        The clients.
+    nodes : mapping of int to int
+        Where each client key is reached.
+    num_examples : mapping of int to int
+        Test examples of each client.
     loss_fn : callable
         ``loss_fn(outputs, labels)``. Its mean over the labels that it does not ignore is
         reported; class weights are those of each batch.
@@ -100,7 +100,8 @@ class SplitEvaluation:
     """
 
     transport: Transport
-    participants: Participants
+    nodes: Mapping[int, int]
+    num_examples: Mapping[int, int]
     loss_fn: LossFn
     batch_size: int
     seed: int
@@ -116,8 +117,10 @@ class SplitEvaluation:
         keys: list[int],
         server_round: int,
         timeout_s: float,
-    ) -> dict[str, int | float | list[int] | list[float]]:
+    ) -> tuple[Metrics, dict[int, PslError]]:
         """Evaluate on the test data of the given clients.
+
+        A client that fails is left out from there on.
 
         Parameters
         ----------
@@ -134,30 +137,42 @@ class SplitEvaluation:
 
         Returns
         -------
-        dict
-            ``num-examples``; ``loss`` if any label counts; ``accuracy`` if outputs are
-            ``(n, C)`` and labels are class indices ``(n,)``.
-
-        Raises
-        ------
-        PslError
-            If a client fails.
+        metrics : dict
+            ``num-examples``, those that were evaluated; ``loss`` if any label counts;
+            ``accuracy`` if outputs are ``(n, C)`` and labels are class indices ``(n,)``.
+        failures : dict of int to PslError
+            What the clients that failed did, by client key.
         """
         model.server.eval()
         totals = _Totals()
+        failures: dict[int, PslError] = {}
         for requests in self._requests(keys, weights, server_round):
-            for reply in self.transport.exchange(requests, timeout_s).values():
-                self._add(totals, model, reply)
-        return totals.metrics()
+            asked = {
+                node: request
+                for node, request in requests.items()
+                if request.id.client_key not in failures
+            }
+            if not asked:
+                continue
+            answers = self.transport.exchange(asked, timeout_s)
+            for node, failure in answers.failures.items():
+                failures[asked[node].id.client_key] = failure
+            for reply in answers.replies.values():
+                try:
+                    self._add(totals, model, reply)
+                except PslError as error:
+                    failures[reply.id.client_key] = error
+        return totals.metrics(), failures
 
     def _requests(
         self, keys: list[int], weights: Mapping[str, Tensor], server_round: int
     ) -> Iterator[dict[int, StepRequest]]:
         """Yield exchanges until every client has been through its test data."""
-        counts = {key: self.participants.num_test_examples[key] for key in keys}
-        for step, start in enumerate(range(0, max(counts.values()), self.batch_size), 1):
+        counts = {key: self.num_examples[key] for key in keys}
+        starts = range(0, max(counts.values(), default=0), self.batch_size)
+        for step, start in enumerate(starts, 1):
             yield {
-                self.participants.nodes[key]: StepRequest(
+                self.nodes[key]: StepRequest(
                     phase=Phase.EVALUATE,
                     id=StepId(
                         seed=self.seed,
@@ -181,8 +196,10 @@ class SplitEvaluation:
         where = f"evaluation after round {reply.id.server_round}"
         try:
             outputs = model.server(activations.to(self.device))
-            sizes = {reply.id.client_key: len(labels)}
-            check_class_labels(self.loss_fn, outputs, labels, sizes, where)
+            classes = ClassLabels(self.loss_fn)
+            classes.look_at(outputs)
+            for wrong in classes.wrong({reply.id.client_key: labels}, where).values():
+                raise wrong
             totals.add(outputs, labels, self.loss_fn)
         except PslError:
             raise

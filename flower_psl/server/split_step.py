@@ -1,7 +1,6 @@
 """What steps of every kind share."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -9,15 +8,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flower_psl.errors import ProtocolError
+from flower_psl.errors import ProtocolError, PslError
 from flower_psl.sampling import Purpose, derive_seed
+from flower_psl.server.class_labels import ClassLabels
+from flower_psl.server.discarded import DiscardedError
+from flower_psl.server.failure_policy import FailurePolicy
 from flower_psl.server.learner import Learner
+from flower_psl.server.norm_bounds import check_activation_norm
 from flower_psl.server.phase_clock import PhaseClock
+from flower_psl.server.received_batch import ReceivedBatch, odd_batches
 from flower_psl.server.server_forward import ServerForward
-from flower_psl.server.step_plan import FIRST_PLAN, StepPlan
+from flower_psl.server.stateful import Stateful
+from flower_psl.server.step_outcome import StepOutcome
+from flower_psl.server.step_plan import StepPlan
 from flower_psl.split import LossFn, check_moments
 from flower_psl.telemetry import StepRecord
-from flower_psl.transport import Transport
+from flower_psl.transport import Answers, Transport
 from flower_psl.wire import (
     EncodedBatch,
     Encodings,
@@ -29,6 +35,9 @@ from flower_psl.wire import (
     encode_batch,
 )
 
+# The requests of one exchange, and what came back.
+Exchange = tuple[Mapping[int, StepRequest], Answers[StepReply]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitStep:
@@ -39,7 +48,7 @@ class SplitStep:
     transport : Transport
         What reaches the clients.
     nodes : mapping of int to int
-        Where each client key is reached.
+        Where each client key is reached, now.
     learner : Learner
         The model and the server's optimizer.
     loss_fn : callable
@@ -50,6 +59,8 @@ class SplitStep:
         Where the server segment computes.
     encodings : Encodings
         How tensors travel.
+    failures : FailurePolicy
+        What becomes of a step when clients fail.
     """
 
     transport: Transport
@@ -59,11 +70,25 @@ class SplitStep:
     seed: int
     device: torch.device
     encodings: Encodings = field(default_factory=Encodings)
+    failures: FailurePolicy = field(default_factory=FailurePolicy)
+    _class_labels: ClassLabels = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Prepare to look at labels."""
+        object.__setattr__(self, "_class_labels", ClassLabels(self.loss_fn))
 
     @property
     def apart(self) -> frozenset[int]:
         """Clients that have a segment of their own between rounds: none."""
         return frozenset()
+
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        """What changes from step to step beside the learner, by name: nothing."""
+        return {}
+
+    def leave_out(self, keys: Iterable[int]) -> None:
+        """Do nothing: clients have nothing of their own that would be missing."""
 
     @property
     def _forward(self) -> ServerForward:
@@ -75,7 +100,7 @@ class SplitStep:
             StepId(
                 seed=self.seed,
                 server_round=plan.server_round,
-                plan=FIRST_PLAN,
+                plan=plan.plan,
                 step=plan.step,
                 client_key=key,
                 start=plan.starts[key],
@@ -89,48 +114,86 @@ class SplitStep:
         if ahead is not None:
             self.transport.announce({self.nodes[id.client_key]: id for id in self._ids(ahead)})
 
-    def _record(
+    def _outcome(
         self,
         plan: StepPlan,
         loss: float,
         clock: PhaseClock,
-        *exchanges: tuple[Mapping[int, StepRequest], Mapping[int, StepReply]],
-    ) -> StepRecord:
-        """Return the record of a step, of its exchanges' requests and replies."""
-        requests = [request for asked, _ in exchanges for request in asked.values()]
-        replies = [reply for _, answers in exchanges for reply in answers.values()]
-        return StepRecord(
+        failures: Mapping[int, PslError],
+        *exchanges: Exchange,
+    ) -> StepOutcome:
+        """Return what came of a step that was taken."""
+        bytes_up, bytes_down = _traffic(exchanges)
+        replies = [reply for _, answers in exchanges for reply in answers.replies.values()]
+        record = StepRecord(
             server_round=plan.server_round,
             step=plan.step,
             loss=loss,
-            effective_batch_size=sum(plan.batch_sizes.values()),
+            effective_batch_size=plan.num_examples,
             clients=plan.batch_sizes,
-            bytes_up=sum(reply.payload_bytes for reply in replies),
-            bytes_down=sum(request.payload_bytes for request in requests),
-            seconds=clock.seconds(*(answers for _, answers in exchanges)),
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
+            seconds=clock.seconds(*(answers.replies for _, answers in exchanges)),
             client_seconds=_client_seconds(replies),
+            plan=plan.plan,
+        )
+        return StepOutcome(
+            record=record, failures=failures, bytes_up=bytes_up, bytes_down=bytes_down
         )
 
-    def _decoded(self, replies: Mapping[int, StepReply]) -> list[StepReply]:
-        """Return the replies with the values that the clients encoded."""
-        return [
-            decode_reply(reply, self.encodings, self.learner.client_parameters)
-            for reply in replies.values()
-        ]
-
-    def _global_batch(self, replies: Sequence[StepReply]) -> tuple[list[Tensor], Tensor]:
-        """Return each client's activations, and all labels, checked, in client order."""
-        batches = {reply.id: check_batch(reply) for reply in replies}
-        for reply in replies:
-            check_moments(self.learner.model.client, reply.moments, str(reply.id))
-        activations = {step_id: batch[0] for step_id, batch in batches.items()}
-        labels = {step_id: batch[1] for step_id, batch in batches.items()}
-        _check_alike(activations, "activations")
-        _check_alike(labels, "labels")
-        return (
-            [part.to(self.device) for part in activations.values()],
-            torch.cat(list(labels.values())).to(self.device),
+    def _discarded(self, failures: Mapping[int, PslError], *exchanges: Exchange) -> StepOutcome:
+        """Return what came of a step that was not taken."""
+        bytes_up, bytes_down = _traffic(exchanges)
+        return StepOutcome(
+            record=None, failures=failures, bytes_up=bytes_up, bytes_down=bytes_down
         )
+
+    def _decoded(self, reply: StepReply) -> StepReply:
+        """Return a reply with the values that the client encoded."""
+        return decode_reply(reply, self.encodings, self.learner.client_parameters)
+
+    def _received(
+        self, plan: StepPlan, answers: Answers[StepReply]
+    ) -> tuple[dict[int, ReceivedBatch], dict[int, PslError]]:
+        """Return what clients sent for a step, in client order, and who failed.
+
+        Raises
+        ------
+        DiscardedError
+            If too much is missing to take the step.
+        """
+        failures = self._by_key(answers.failures)
+        batches: dict[int, ReceivedBatch] = {}
+        for reply in answers.replies.values():
+            try:
+                batches[reply.id.client_key] = self._batch(reply)
+            except ProtocolError as error:
+                failures[reply.id.client_key] = error
+        failures |= odd_batches(batches)
+        batches = _without(batches, failures)
+        if batches:
+            first = next(iter(batches.values()))
+            self._class_labels.ask(self.learner.model.server, first.activations.to(self.device))
+            failures |= self._class_labels.wrong(
+                {key: batch.labels for key, batch in batches.items()}, str(plan)
+            )
+        batches = _without(batches, failures)
+        if not self.failures.suffices(plan.of(batches).num_examples, plan.num_examples):
+            raise DiscardedError(failures)
+        return batches, failures
+
+    def _batch(self, reply: StepReply) -> ReceivedBatch:
+        reply = self._decoded(reply)
+        activations, labels = check_batch(reply)
+        check_moments(self.learner.model.client, reply.moments, str(reply.id))
+        check_activation_norm(str(reply.id), activations, self.failures.max_activation_norm)
+        return ReceivedBatch(reply.id, activations, labels, reply.moments)
+
+    def _by_key(self, failures: Mapping[int, PslError]) -> dict[int, PslError]:
+        """Return the failures of nodes by client key."""
+        if not failures:
+            return {}
+        return {key: failures[node] for key, node in self.nodes.items() if node in failures}
 
 
 class StepTaker(Protocol):
@@ -144,25 +207,36 @@ class StepTaker(Protocol):
     def apart(self) -> frozenset[int]:
         """Clients that have a segment of their own between rounds."""
 
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        """What changes from step to step beside the learner, by name."""
+
     def run(
         self, plan: StepPlan, timeout_s: Callable[[], float], ahead: StepPlan | None = None
-    ) -> StepRecord:
-        """Take one step; the last of a round has none ahead."""
+    ) -> StepOutcome:
+        """Try to take one step; the last of a round has none ahead, and ends the round."""
+
+    def leave_out(self, keys: Iterable[int]) -> None:
+        """Note that clients are not there, which no step has found out."""
+
+    def take_back(self, key: int, *, has_segment: bool) -> None:
+        """Let a client take part again, with the segment that it trained by itself or not."""
+
+    def end_round(self, server_round: int, timeout_s: Callable[[], float]) -> StepOutcome:
+        """End a round, if its last step has not: with a step that was not taken."""
 
 
-def _check_alike(parts: Mapping[StepId, Tensor], name: str) -> None:
-    """Refuse tensors that cannot be one batch, and name those that most others differ from."""
-    kinds = {step_id: (tensor.shape[1:], tensor.dtype) for step_id, tensor in parts.items()}
-    (usual, _), *others = Counter(kinds.values()).most_common()
-    if not others:
-        return
-    odd = next(step_id for step_id, kind in kinds.items() if kind != usual)
-    like_most = next(step_id for step_id, kind in kinds.items() if kind == usual)
-    (shape, dtype), (usual_shape, usual_dtype) = kinds[odd], usual
-    raise ProtocolError(
-        f"{odd}: its {name} are {dtype} {tuple(shape)} an example, but {usual_dtype} "
-        f"{tuple(usual_shape)} at client {like_most.client_key}; all clients must agree. Give "
-        "them the same model, transforms and label type."
+def _without(
+    batches: Mapping[int, ReceivedBatch], failures: Mapping[int, PslError]
+) -> dict[int, ReceivedBatch]:
+    return {key: batch for key, batch in batches.items() if key not in failures}
+
+
+def _traffic(exchanges: Sequence[Exchange]) -> tuple[int, int]:
+    """Return the bytes that came from the clients, and that went to them."""
+    return (
+        sum(r.payload_bytes for _, answers in exchanges for r in answers.replies.values()),
+        sum(r.payload_bytes for requests, _ in exchanges for r in requests.values()),
     )
 
 

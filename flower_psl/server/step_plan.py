@@ -1,11 +1,9 @@
-"""The steps of a round: which examples of which clients make each of them."""
+"""One step of a round: which examples of which clients make it."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from flower_psl.sampling import BatchSchedule
-
-# The plan of a round is made once; a later plan would have a higher number.
+# Every round begins with this one; each plan that is drawn anew has a higher number.
 FIRST_PLAN = 0
 
 
@@ -21,53 +19,27 @@ class StepPlan:
         Examples by client key, in ascending order of the keys.
     starts : mapping of int to int
         Where in its passes through its data each of them is, as `StepId.start` counts.
+    plan : int
+        The number of the round's plan that the step belongs to.
     """
 
     server_round: int
     step: int
     batch_sizes: Mapping[int, int]
     starts: Mapping[int, int]
+    plan: int = FIRST_PLAN
 
     def __str__(self) -> str:
         """Return, for example, ``round 2, step 40``."""
         return f"round {self.server_round}, step {self.step}"
 
+    @property
+    def num_examples(self) -> int:
+        """Examples of all clients."""
+        return sum(self.batch_sizes.values())
 
-def step_plans(
-    server_round: int, schedule: BatchSchedule, num_examples: Mapping[int, int]
-) -> Iterator[StepPlan]:
-    """Yield a round's steps.
-
-    Parameters
-    ----------
-    server_round : int
-        The round, from 1.
-    schedule : BatchSchedule
-        Its batch sizes, and where the round begins in each client's passes through its
-        data. Unless it says so, each round is a pass.
-    num_examples : mapping of int to int
-        Examples of each client.
-    """
-    at = dict(
-        schedule.starts
-        or {key: (server_round - 1) * num_examples[key] for key in schedule.client_keys}
-    )
-    for step, batch_sizes in enumerate(schedule, 1):
-        yield StepPlan(
-            server_round=server_round,
-            step=step,
-            batch_sizes=batch_sizes,
-            starts={key: at[key] for key in batch_sizes},
-        )
-        for key, batch_size in batch_sizes.items():
-            at[key] += batch_size
-
-
-def with_next(plans: Iterable[StepPlan]) -> Iterator[tuple[StepPlan, StepPlan | None]]:
-    """Yield each plan with the one after it."""
-    rest = iter(plans)
-    plan = next(rest, None)
-    while plan is not None:
-        ahead = next(rest, None)
-        yield plan, ahead
-        plan = ahead
+    def of(self, keys: Iterable[int]) -> "StepPlan":
+        """Return the part of the step that some of its clients make."""
+        there = set(keys)
+        sizes = {key: size for key, size in self.batch_sizes.items() if key in there}
+        return self if len(sizes) == len(self.batch_sizes) else replace(self, batch_sizes=sizes)

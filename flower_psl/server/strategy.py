@@ -1,25 +1,30 @@
 """Parallel split learning as a Flower Strategy."""
 
 import copy
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Literal, NoReturn
+from typing import Literal
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from flower_psl.errors import ConfigError, PslError
 from flower_psl.sampling import Sampler
+from flower_psl.server.checkpoints import Checkpoints
 from flower_psl.server.client_aggregation import ClientMean
 from flower_psl.server.client_strategy_checks import check_client_strategy
+from flower_psl.server.failure_policy import FailurePolicy
 from flower_psl.server.flower_aggregation import FlowerAggregation
-from flower_psl.server.flower_records import to_arrays, to_result
+from flower_psl.server.flower_records import CentralEvaluateFn, on_state_dict, to_result
 from flower_psl.server.learner import LRSchedulerFn, OptimizerFn
-from flower_psl.server.run_history import Metrics, StateDict
-from flower_psl.server.strategy_checks import check_evaluate_fn, check_strategy
+from flower_psl.server.settings_log import log_settings
+from flower_psl.server.start_only import StartOnlyStrategy
+from flower_psl.server.strategy_checks import (
+    check_evaluate_fn,
+    check_no_configuration,
+    check_strategy,
+)
 from flower_psl.server.training_run import TrainingRun
 from flower_psl.split import LossFn, SplitModel
 from flower_psl.telemetry import RunRecorder
@@ -28,15 +33,12 @@ from flower_psl.transport.open_transport import TransportName, open_transport
 from flower_psl.transport.stream_settings import StreamSettings
 from flower_psl.wire import Encodings
 
-_LOG = logging.getLogger("flwr.psl")
-
 ClientSync = Literal["step", "round", "none"]
 ServerUpdateName = Literal["global-batch", "per-client-average", "per-client-sequential"]
-CentralEvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 @dataclass(frozen=True, eq=False)
-class ParallelSplitLearning(Strategy):
+class ParallelSplitLearning(StartOnlyStrategy):
     """Parallel split learning with server-driven sampling (arXiv:2407.15738).
 
     In each step the sampler decides how many examples every client contributes. Clients
@@ -62,7 +64,8 @@ class ParallelSplitLearning(Strategy):
         server segment's where clients update theirs.
     lr_scheduler_fn : callable, optional
         Makes a learning-rate scheduler of the optimizer and the run's number of steps
-        (taken as those of the first round times the rounds). It advances once a step.
+        (taken as those of the first round times the rounds, if no client fails). It
+        advances once a step, and no more often than that number.
     max_grad_norm : float, optional
         Clips the gradient of the whole model to this norm; of the server segment where
         clients update theirs.
@@ -93,8 +96,8 @@ class ParallelSplitLearning(Strategy):
         Nodes to wait for before the run begins.
     node_timeout_s : float
         Bound on that wait, in seconds.
-    step_timeout_s : float
-        Bound on the wait for the replies of one exchange, in seconds.
+    failures : FailurePolicy
+        What becomes of a step, and of a client, when the client fails.
     transport : {"auto", "stream", "messages"}
         How `start` reaches the devices: over live connections, over Flower messages, or
         over the first where every node can connect and the second where not.
@@ -108,6 +111,8 @@ class ParallelSplitLearning(Strategy):
         Where the server segment computes.
     recorder : RunRecorder, optional
         Writes the run's files.
+    checkpoints : Checkpoints, optional
+        Saves the run as it goes on, and resumes one that was saved.
     model_name : str
         The model's name in these files.
     method : str
@@ -134,13 +139,14 @@ class ParallelSplitLearning(Strategy):
     evaluate_batch_size: int = 256
     min_available_nodes: int = 2
     node_timeout_s: float = 120.0
-    step_timeout_s: float = 300.0
+    failures: FailurePolicy = field(default_factory=FailurePolicy)
     transport: TransportName = "auto"
     stream: StreamSettings = field(default_factory=StreamSettings)
     encodings: Encodings = field(default_factory=Encodings)
     seed: int = 0
     device: torch.device | str = "cpu"
     recorder: RunRecorder | None = None
+    checkpoints: Checkpoints | None = None
     model_name: str = ""
     method: str = "psl"
 
@@ -199,14 +205,9 @@ class ParallelSplitLearning(Strategy):
         PslError
             If the run cannot go on; the message says where and why.
         """
-        self._remove_earlier_results()
+        self._prepare()
         check_evaluate_fn(self, evaluate_fn)
-        for name, config in (("train_config", train_config), ("evaluate_config", evaluate_config)):
-            if config:
-                raise ConfigError(
-                    f"{name} is {dict(config)}; parallel split learning sends no configuration to "
-                    "clients. Use the run config, which client_fn gets in its Context."
-                )
+        check_no_configuration(train_config=train_config, evaluate_config=evaluate_config)
         with open_transport(
             grid,
             self.transport,
@@ -254,15 +255,8 @@ class ParallelSplitLearning(Strategy):
         PslError
             If the run cannot go on.
         """
-        self._remove_earlier_results()
+        self._prepare()
         check_evaluate_fn(self, evaluate_fn)
-
-        def evaluate(server_round: int, state_dict: StateDict) -> Metrics | None:
-            if evaluate_fn is None:
-                return None
-            metrics = evaluate_fn(server_round, to_arrays(state_dict))
-            return None if metrics is None else dict(metrics)
-
         self.summary()
         model = copy.deepcopy(self.model)
         model.load_state_dict(initial_arrays.to_torch_state_dict())
@@ -274,7 +268,7 @@ class ParallelSplitLearning(Strategy):
             transport,
             num_rounds=num_rounds,
             round_timeout_s=timeout,
-            evaluate_fn=evaluate,
+            evaluate_fn=None if evaluate_fn is None else on_state_dict(evaluate_fn),
             aggregation=(
                 ClientMean()
                 if self.client_strategy is None
@@ -287,52 +281,14 @@ class ParallelSplitLearning(Strategy):
             if self.recorder is not None:
                 self.recorder.close()
 
-    def _remove_earlier_results(self) -> None:
+    def _prepare(self) -> None:
         """Let a run that fails, however early, leave no results of another."""
+        if self.checkpoints is not None:
+            self.checkpoints.check_folder()
         if self.recorder is not None:
-            self.recorder.prepare()
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Refuse: see `start`."""
-        _refuse("configure_train")
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Refuse: see `start`."""
-        _refuse("aggregate_train")
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Refuse: see `start`."""
-        _refuse("configure_evaluate")
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Refuse: see `start`."""
-        _refuse("aggregate_evaluate")
+            resumes = self.checkpoints is not None and self.checkpoints.will_resume
+            self.recorder.prepare(keep_steps=resumes)
 
     def summary(self) -> None:
         """Log the strategy's settings."""
-        _LOG.info("Parallel split learning with %r", self.sampler)
-        for name in ("client_sync", "steps_per_round", "max_grad_norm", "fraction_evaluate"):
-            _LOG.info("\t%s: %s", name, getattr(self, name))
-        if self.client_sync != "step":
-            _LOG.info("\tserver_update: %s", self.server_update)
-            if self.client_sync == "round":
-                given = self.client_strategy
-                name = "mean" if given is None else type(given).__name__
-                _LOG.info("\tclient_strategy: %s", name)
-        _LOG.info("\t%s", self.encodings)
-        _LOG.info("\tcut: %r, seed: %d, device: %s", self.model.at, self.seed, self.device)
-
-
-def _refuse(method: str) -> NoReturn:
-    raise PslError(
-        f"{method}() is one exchange of messages a round; a round of parallel split learning has "
-        "one or two for every step. Call start() instead."
-    )
+        log_settings(self)

@@ -1,11 +1,13 @@
 """What a strategy's settings may be, looked at before anything starts."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, get_args
 
 import torch
 
 from flower_psl.errors import ConfigError
+from flower_psl.server.failure_policy import FailurePolicy
 from flower_psl.server.updates import SERVER_UPDATES
 from flower_psl.split import SplitModel, check_loss_fn
 from flower_psl.transport.open_transport import TransportName
@@ -37,6 +39,7 @@ def check_strategy(strategy: "ParallelSplitLearning") -> None:
             "server_round), such as GlobalSampler has"
         )
     check_loss_fn(strategy.loss_fn)
+    _check_failures(strategy)
     _check_functions(strategy)
     _check_client_sync(strategy)
     _check_choices(strategy)
@@ -59,6 +62,22 @@ def check_evaluate_fn(strategy: "ParallelSplitLearning", evaluate_fn: object) ->
         )
 
 
+def check_no_configuration(**configs: Mapping[str, object] | None) -> None:
+    """Refuse configuration for clients, by the name of its argument.
+
+    Raises
+    ------
+    ConfigError
+        If there is any.
+    """
+    for name, config in configs.items():
+        if config:
+            raise ConfigError(
+                f"{name} is {dict(config)}; parallel split learning sends no configuration to "
+                "clients. Use the run config, which client_fn gets in its Context."
+            )
+
+
 def _check_functions(strategy: "ParallelSplitLearning") -> None:
     if not callable(strategy.optimizer_fn):
         raise ConfigError(
@@ -69,6 +88,20 @@ def _check_functions(strategy: "ParallelSplitLearning") -> None:
         raise ConfigError(
             f"lr_scheduler_fn is a {type(strategy.lr_scheduler_fn).__name__}; it must be a "
             "function of the optimizer and the run's number of steps"
+        )
+
+
+def _check_failures(strategy: "ParallelSplitLearning") -> None:
+    policy = strategy.failures
+    if not isinstance(policy, FailurePolicy):
+        raise ConfigError(
+            f"failures is {policy!r}; it must be a FailurePolicy, such as "
+            "FailurePolicy(step_timeout_s=60)"
+        )
+    if policy.quorum < 1 and getattr(strategy.loss_fn, "reduction", "mean") == "sum":
+        raise ConfigError(
+            f"quorum is {policy.quorum} with a loss of reduction='sum', whose size hangs on how "
+            "many examples are there. Give the loss reduction='mean', or leave quorum at 1."
         )
 
 
@@ -128,7 +161,7 @@ def _check_numbers(strategy: "ParallelSplitLearning") -> None:
         value = getattr(strategy, name)
         if value is not None and (not _is_number(value, int) or value < 1):
             raise ConfigError(f"{name} is {value!r}; it is an integer of 1 or more")
-    for name in ("node_timeout_s", "step_timeout_s", "max_grad_norm"):
+    for name in ("node_timeout_s", "max_grad_norm"):
         value = getattr(strategy, name)
         if value is not None and not (_is_number(value) and 0 < value < math.inf):
             raise ConfigError(f"{name} is {value!r}; it is a finite number above 0")

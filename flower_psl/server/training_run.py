@@ -1,34 +1,42 @@
 """A whole run: who takes part, its rounds, their steps, evaluation and records."""
 
 import logging
-import math
 import time
-from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 
-from flower_psl.errors import ConfigError, WaitError
-from flower_psl.sampling import BatchSchedule
+from flower_psl.errors import ConfigError, PslError, WaitError
+from flower_psl.server.announce import announce
+from flower_psl.server.attendance import Attendance
+from flower_psl.server.checkpoints.checkpoint_store import CheckpointStore, Saved
+from flower_psl.server.checkpoints.client_list import absent, client_list, rejoined
+from flower_psl.server.checkpoints.device_states import DeviceStates
+from flower_psl.server.checkpoints.ledger_state import LedgerState
+from flower_psl.server.checkpoints.recorder_state import RecorderState
+from flower_psl.server.checkpoints.run_identity import environment, identity_of
+from flower_psl.server.checkpoints.run_saver import RunSaver
+from flower_psl.server.checkpoints.saving import Saving
 from flower_psl.server.client_aggregation import ClientAggregation
+from flower_psl.server.ledger import Ledger
 from flower_psl.server.make_step import make_step
 from flower_psl.server.participants import Participants, gather
-from flower_psl.server.run_history import Metrics, RunHistory, StateDict
-from flower_psl.server.split_evaluation import SplitEvaluation, sample_clients
+from flower_psl.server.round_plan import RoundPlan
+from flower_psl.server.round_report import EvaluateFn, RoundReport
+from flower_psl.server.round_training import RoundTraining
+from flower_psl.server.run_history import RunHistory
+from flower_psl.server.run_watch import RunWatch
 from flower_psl.server.split_step import StepTaker
-from flower_psl.server.step_plan import step_plans, with_next
-from flower_psl.split import SplitModel, batch_norm_layers
-from flower_psl.telemetry import Progress, RoundRecord, RunInfo
+from flower_psl.split import SplitModel
+from flower_psl.storage import Version
+from flower_psl.telemetry import Progress, RunInfo
 from flower_psl.transport import Transport
 
 if TYPE_CHECKING:
     from flower_psl.server.strategy import ParallelSplitLearning
 
 _LOG = logging.getLogger("flwr.psl")
-
-EvaluateFn = Callable[[int, StateDict], Metrics | None]
 
 
 class TrainingRun:
@@ -74,9 +82,9 @@ class TrainingRun:
         self._round_timeout_s = round_timeout_s
         self._evaluate_fn = evaluate_fn
         self._aggregation = aggregation
-        self._device = torch.device(strategy.device)
         self._progress = Progress(num_rounds, log=_LOG.info)
         self._history = RunHistory()
+        self._ledger = Ledger()
 
     def run(self, min_nodes: int) -> RunHistory:
         """Train for all rounds and return what came of it.
@@ -91,63 +99,169 @@ class TrainingRun:
         PslError
             If the run cannot go on.
         """
-        strategy, history = self._strategy, self._history
+        strategy, ledger = self._strategy, self._ledger
+        store = strategy.checkpoints and CheckpointStore(strategy.checkpoints)
+        saved = store and store.newest()
+        participants = self._gather(min_nodes, saved or None)
+        attendance = Attendance(self._transport, participants, strategy.failures, ledger)
+        plan = RoundPlan(
+            strategy.sampler, participants.num_examples, ledger, strategy.steps_per_round
+        )
+        plan.start_round(1)
+        stepper = make_step(
+            strategy,
+            self._model,
+            self._transport,
+            attendance.nodes,
+            self._aggregation,
+            total_steps=plan.num_steps * self._num_rounds,
+        )
+        report = self._report(stepper, participants, attendance)
+        records = RecorderState(strategy.recorder, self._info(participants), self._transport)
+        announce(records.info, self._model.client, plan.num_steps)
+        saver = store and self._saver(store, stepper, plan, attendance, participants, records)
+        at = Version(1, 0)
+        if saver and saved:
+            at = saver.resume(saved)
+            stepper.leave_out(away := absent(participants))
+            attendance.leave_out(away)
+            saver.restore_devices()
+            if ledger.server_round == at.server_round:
+                plan.resume()
+        else:
+            records.start()
+            report.close_round(0, seconds=0.0)
+            if saver:
+                saver.save(at)
+        with Saving(saver or None, ledger) as saving:
+            training = self._training(stepper, plan, attendance, saving)
+            for server_round in range(at.server_round, self._num_rounds + 1):
+                self._run_round(server_round, training, plan, report, saving)
+        return self._finish(records)
+
+    def _gather(self, min_nodes: int, saved: Saved | None) -> Participants:
+        strategy = self._strategy
+        sync, checkpoints = strategy.client_sync, strategy.checkpoints
         participants = gather(
             self._transport,
             self._model.client,
             min_nodes=min_nodes,
             node_timeout_s=strategy.node_timeout_s,
-            describe_timeout_s=strategy.step_timeout_s,
-            need_optimizers=strategy.client_sync != "step",
+            describe_timeout_s=strategy.failures.step_timeout_s,
+            need_optimizers=sync != "step",
+            need_states=checkpoints is not None
+            and (sync == "none" or (sync == "round" and checkpoints.every_steps is not None)),
         )
-        schedule = self._plan(participants, 1)
-        stepper = make_step(
-            strategy,
-            self._model,
-            self._transport,
-            participants,
-            self._aggregation,
-            total_steps=self._num_steps(schedule) * self._num_rounds,
+        return participants if saved is None else rejoined(participants, saved)
+
+    def _saver(
+        self,
+        store: CheckpointStore,
+        stepper: StepTaker,
+        plan: RoundPlan,
+        attendance: Attendance,
+        participants: Participants,
+        records: RecorderState,
+    ) -> RunSaver:
+        strategy = self._strategy
+        return RunSaver(
+            store,
+            {
+                "learner": stepper.learner,
+                **stepper.parts,
+                "ledger": LedgerState(self._ledger, participants.nodes),
+                "history": self._history,
+                "records": records,
+            },
+            DeviceStates(
+                self._transport,
+                attendance.nodes,
+                stepper,
+                self._ledger,
+                seed=strategy.seed,
+                timeout_s=strategy.failures.step_timeout_s,
+            ),
+            clients=client_list(participants),
+            identity=identity_of(
+                strategy,
+                self._model,
+                stepper.learner.recipe,
+                participants.num_examples,
+                plan.num_steps * self._num_rounds,
+            ),
+            environment=environment(torch.device(strategy.device)),
         )
-        self._announce(participants, schedule)
-        self._evaluate(0, stepper, participants, started=time.monotonic(), steps=0)
-        for server_round in range(1, self._num_rounds + 1):
-            started = time.monotonic()
-            if server_round > 1:
-                schedule = self._plan(participants, server_round)
-            self._train(server_round, schedule, stepper, participants)
-            self._evaluate(server_round, stepper, participants, started, self._num_steps(schedule))
+
+    def _training(
+        self, stepper: StepTaker, plan: RoundPlan, attendance: Attendance, saving: Saving
+    ) -> RoundTraining:
+        return RoundTraining(
+            stepper,
+            plan,
+            attendance,
+            self._strategy.failures,
+            self._ledger,
+            # A message costs a node seconds, however little is asked.
+            at_each_step=self._transport.name != "messages",
+            watch=RunWatch(self._strategy.recorder, self._progress, saving),
+        )
+
+    def _run_round(
+        self,
+        server_round: int,
+        training: RoundTraining,
+        plan: RoundPlan,
+        report: RoundReport,
+        saving: Saving,
+    ) -> None:
+        """Train for a round, or the rest of one."""
+        started, ledger = time.monotonic(), self._ledger
+        is_back = training.take_back()
+        if ledger.server_round != server_round:
+            plan.start_round(server_round)
+        elif is_back or ledger.plan_is_stale:
+            plan.redraw()
+        self._progress.start_round(server_round, plan.num_steps, ledger.step)
+        training.run(partial(self._timeout_s, started + self._round_timeout_s))
+        self._progress.end_round()
+        try:
+            report.close_round(server_round, seconds=time.monotonic() - started)
+        except PslError:
+            saving.before_stop()
+            raise
+        saving.between_rounds(is_last=server_round == self._num_rounds)
+
+    def _finish(self, records: RecorderState) -> RunHistory:
+        strategy, history = self._strategy, self._history
         # Without a common client segment there is no whole model.
         whole = strategy.client_sync != "none"
         history.state_dict = (self._model if whole else self._model.server).state_dict()
         if strategy.recorder is not None:
-            summary = strategy.recorder.finish(history.state_dict, self._transport.refused)
+            summary = strategy.recorder.finish(
+                history.state_dict, records.refused, self._ledger.failures
+            )
             _LOG.info("results are in %s", summary.parent)
         return history
 
-    def _plan(self, participants: Participants, server_round: int) -> BatchSchedule:
-        schedule = self._strategy.sampler.schedule(participants.num_examples, server_round)
-        if not isinstance(schedule, BatchSchedule):
-            raise ConfigError(
-                f"the sampler's schedule for round {server_round} is a "
-                f"{type(schedule).__name__}; it must be a BatchSchedule, such as "
-                "BatchSchedule.from_steps(steps, num_examples) makes"
-            )
-        unknown = [key for key in schedule.client_keys if key not in participants.nodes]
-        if unknown:
-            raise ConfigError(
-                f"the sampler's schedule for round {server_round} names the clients {unknown}; "
-                f"the run has {list(participants.nodes)}. Use only the keys that the sampler is "
-                "given."
-            )
-        return schedule
+    def _report(
+        self, stepper: StepTaker, participants: Participants, attendance: Attendance
+    ) -> RoundReport:
+        return RoundReport(
+            strategy=self._strategy,
+            model=self._model,
+            transport=self._transport,
+            participants=participants,
+            attendance=attendance,
+            stepper=stepper,
+            ledger=self._ledger,
+            history=self._history,
+            num_rounds=self._num_rounds,
+            evaluate_fn=self._evaluate_fn,
+        )
 
-    def _num_steps(self, schedule: BatchSchedule) -> int:
-        return min(len(schedule), self._strategy.steps_per_round or len(schedule))
-
-    def _announce(self, participants: Participants, schedule: BatchSchedule) -> None:
+    def _info(self, participants: Participants) -> RunInfo:
         strategy = self._strategy
-        info = RunInfo(
+        return RunInfo(
             method=strategy.method,
             sampler=strategy.sampler_name,
             sampler_details=strategy.sampler_details(participants.num_examples),
@@ -159,55 +273,6 @@ class TrainingRun:
             transport=self._transport.name,
             seed=strategy.seed,
         )
-        _LOG.info(
-            "%d clients with %d examples; %d rounds of %d steps; %s, cut at %r, over %s",
-            info.num_clients,
-            info.num_examples,
-            info.rounds,
-            self._num_steps(schedule),
-            info.sampler,
-            info.cut,
-            info.transport,
-        )
-        if layers := list(batch_norm_layers(self._model.client)):
-            _LOG.warning(
-                "BatchNorm in the client segment (%s) normalizes over each client's own part of "
-                "the batch, so training differs from centralized training and a part of one "
-                "example is fragile: to_group_norm(model) replaces it, and "
-                "GlobalSampler(min_client_batch=...) keeps parts from being small",
-                ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else ""),
-            )
-        if strategy.recorder is not None:
-            strategy.recorder.start(info)
-
-    def _train(
-        self,
-        server_round: int,
-        schedule: BatchSchedule,
-        stepper: StepTaker,
-        participants: Participants,
-    ) -> None:
-        """Take the steps of one round."""
-        strategy = self._strategy
-        deadline = time.monotonic() + self._round_timeout_s
-        num_steps = self._num_steps(schedule)
-        self._progress.start_round(server_round, num_steps)
-        total_loss, num_examples = 0.0, 0
-        plans = step_plans(server_round, schedule, participants.num_examples)
-        for plan, ahead in with_next(islice(plans, num_steps)):
-            timeout_s = partial(self._timeout_s, deadline, str(plan))
-            record = stepper.run(plan, timeout_s, ahead)
-            total_loss += record.loss * record.effective_batch_size
-            num_examples += record.effective_batch_size
-            if strategy.recorder is not None:
-                strategy.recorder.record_step(record)
-            self._progress.step(plan.step, record.loss)
-        self._progress.end_round()
-        self._history.train[server_round] = {
-            "loss": total_loss / num_examples,
-            "num-examples": num_examples,
-            "num-steps": num_steps,
-        }
 
     def _timeout_s(self, deadline: float, where: str) -> float:
         """Return the bound on the next exchange, so that the round's holds too."""
@@ -217,75 +282,4 @@ class TrainingRun:
                 f"{where}: the round took longer than {self._round_timeout_s:g} s; raise the "
                 "timeout given to start(), or bound the round by steps_per_round"
             )
-        return min(self._strategy.step_timeout_s, left_s)
-
-    def _evaluate(
-        self,
-        server_round: int,
-        stepper: StepTaker,
-        participants: Participants,
-        started: float,
-        steps: int,
-    ) -> None:
-        """Evaluate centrally and over the cut, and close the round's records."""
-        history, strategy = self._history, self._strategy
-        seconds = time.monotonic() - started
-        keys = sample_clients(
-            participants.num_test_examples,
-            strategy.fraction_evaluate if server_round else 0.0,
-            strategy.seed,
-            server_round,
-        )
-        if keys:
-            evaluation = SplitEvaluation(
-                transport=self._transport,
-                participants=participants,
-                loss_fn=strategy.loss_fn,
-                batch_size=strategy.evaluate_batch_size,
-                seed=strategy.seed,
-                device=self._device,
-                encodings=strategy.encodings,
-                apart=stepper.apart,
-            )
-            weights = stepper.learner.client_weights(strategy.encodings.weights)
-            history.split_evaluation[server_round] = evaluation.run(
-                self._model, weights, keys, server_round, strategy.step_timeout_s
-            )
-        if self._evaluate_fn is not None:
-            metrics = self._evaluate_fn(server_round, self._model.state_dict())
-            if metrics is not None:
-                history.central_evaluation[server_round] = metrics
-        self._close_round(server_round, steps, seconds)
-
-    def _close_round(self, server_round: int, steps: int, seconds: float) -> None:
-        """Record and log the round, with central metrics before those of the clients."""
-        history = self._history
-        train = history.train.get(server_round, {})
-        test = history.central_evaluation.get(server_round) or history.split_evaluation.get(
-            server_round, {}
-        )
-        accuracy, loss = _number(test, "accuracy"), _number(test, "loss")
-        train_loss = _number(train, "loss")
-        shown = {"train loss": train_loss, "test loss": loss, "test accuracy": accuracy}
-        parts = [f"{name} {value:.4f}" for name, value in shown.items() if value is not None]
-        if server_round:
-            parts.append(f"{steps} steps in {seconds:.1f} s")
-        if parts:
-            _LOG.info("[ROUND %d/%d] %s", server_round, self._num_rounds, ", ".join(parts))
-        if self._strategy.recorder is not None:
-            self._strategy.recorder.record_round(
-                RoundRecord(
-                    server_round=server_round,
-                    steps=steps,
-                    train_loss=train_loss,
-                    accuracy=accuracy,
-                    loss=loss,
-                    seconds=seconds,
-                )
-            )
-
-
-def _number(metrics: Metrics, name: str) -> float | None:
-    """Return a metric for the records, which hold finite numbers only."""
-    value = metrics.get(name)
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+        return min(self._strategy.failures.step_timeout_s, left_s)

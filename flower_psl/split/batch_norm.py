@@ -23,6 +23,13 @@ from flower_psl.errors import ProtocolError
 
 Moments = dict[str, Tensor]
 
+# What one client says of a layer: how often it ran in a pass, and over how many positions.
+# Sums over all clients stay within 64 bits.
+_MOST_CALLS = 1000
+_MOST_POSITIONS = 2**40
+# What keeps the sum of variances and squares below the largest number of its dtype.
+_HEADROOM = 8
+
 
 def batch_norm_layers(segment: nn.Module) -> dict[str, _BatchNorm]:
     """Return the BatchNorm layers of a segment that keep running statistics, by name."""
@@ -167,7 +174,7 @@ def check_moments(segment: nn.Module, moments: Mapping[str, Tensor], where: str)
     ------
     ProtocolError
         If a name, shape or count is not one that the segment can produce, or a value is
-        not finite.
+        not finite or would not be in the layer's running statistics.
     """
     if not moments:
         return
@@ -191,16 +198,23 @@ def check_moments(segment: nn.Module, moments: Mapping[str, Tensor], where: str)
             or count.dim() != 1
             or mean.shape != (len(count), layer.num_features)
             or var.shape != mean.shape
-            or bool((count < 1).any())
-            or not bool(torch.isfinite(mean).all() & torch.isfinite(var).all())
-            or bool((var < 0).any())
+            or len(count) > _MOST_CALLS
+            or not bool(((count >= 1) & (count <= _MOST_POSITIONS)).all())
+            or not bool(((var >= 0) & (var + mean.square() <= _largest(layer))).all())
         ):
             raise ProtocolError(
                 f"{where}: the moments of BatchNorm {name!r} have (mean, var, count) = "
                 f"{tuple(map(_kind, present))}; they must be float64 of shape "
-                f"(calls, {layer.num_features}), finite, with var >= 0, and int64 of shape "
-                "(calls,), 1 or more. Look at this client's inputs, or leave it out."
+                f"(calls, {layer.num_features}), with var >= 0 and var + mean^2 within the range "
+                f"of the layer's dtype, and int64 of shape (calls,), 1 to {_MOST_POSITIONS}, for "
+                f"at most {_MOST_CALLS} calls. Look at this client's inputs, or leave it out."
             )
+
+
+def _largest(layer: _BatchNorm) -> float:
+    statistics = layer.running_var
+    dtype = torch.get_default_dtype() if statistics is None else statistics.dtype
+    return torch.finfo(dtype).max / _HEADROOM
 
 
 def _kind(tensor: Tensor | None) -> str:

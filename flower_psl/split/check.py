@@ -18,6 +18,7 @@ from flower_psl.split.randomness import seeded
 from flower_psl.split.report import Finding, FindingKind, SplitReport
 from flower_psl.split.server_pass import LossFn, check_loss_fn
 from flower_psl.split.split_model import SplitModel
+from flower_psl.split.training_flops import count_training_flops
 
 __all__ = ["Finding", "FindingKind", "SplitReport", "check_split"]
 
@@ -103,6 +104,7 @@ def check_split(
     gradients = _difference(_gradients(split), _gradients(reference))
     for whole in (split, reference):
         optimizer_fn(list(whole.parameters())).step()
+    client_flops, server_flops = _training_flops(split, inputs, labels, loss_fn)
     return SplitReport(
         loss_difference=_difference({"loss": loss}, {"loss": expected}),
         gradient_difference=gradients,
@@ -114,6 +116,8 @@ def check_split(
         memory=memory,
         client_parameters=sum(p.numel() for p in split.client.parameters()),
         server_parameters=sum(p.numel() for p in split.server.parameters()),
+        client_flops_per_example=client_flops,
+        server_flops_per_example=server_flops,
         held_in_evaluation=held,
         findings=findings,
     )
@@ -228,6 +232,21 @@ def _central_step(reference: nn.Module, inputs: Inputs, labels: Tensor, loss_fn:
         loss = loss_fn(_call(reference, inputs), labels)
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach()
+
+
+def _training_flops(
+    split: SplitModel, inputs: Inputs, labels: Tensor, loss_fn: LossFn
+) -> tuple[int, int]:
+    """Count what each side computes for an example."""
+    with torch.no_grad(), seeded(_SEED):
+        activations = _call(split.client, inputs)
+    activations.requires_grad_()
+    return (
+        count_training_flops(split.client, lambda client: _call(client, inputs), len(labels)),
+        count_training_flops(
+            split.server, lambda server: loss_fn(server(activations), labels), len(labels)
+        ),
+    )
 
 
 def _gradients(model: nn.Module | SplitModel) -> dict[str, Tensor]:

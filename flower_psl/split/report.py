@@ -62,6 +62,9 @@ class SplitReport:
         What a device holds, in the model's own precision.
     client_parameters, server_parameters : int
         Numbers of scalars in the segments.
+    client_flops_per_example, server_flops_per_example : int
+        Floating-point operations of an example's forward and backward pass: those of matrix
+        products and convolutions, a multiplication and an addition being two.
     held_in_evaluation : tuple of str
         Modules that were in evaluation mode for the comparison, because in training mode
         what they do depends on which examples they see together, or on chance. ``""`` is
@@ -78,6 +81,8 @@ class SplitReport:
     memory: DeviceMemory
     client_parameters: int
     server_parameters: int
+    client_flops_per_example: int
+    server_flops_per_example: int
     held_in_evaluation: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 
@@ -105,6 +110,8 @@ class SplitReport:
             "example travel each way",
             f"a device holds {_size(self.memory.segment_bytes)} (parameters, gradients, buffers) "
             f"+ {_size(self.memory.bytes_per_example)} an example",
+            f"a device computes {_quantity(self.client_flops_per_example, 'FLOP')} an example, "
+            f"the server {_quantity(self.server_flops_per_example, 'FLOP')}",
         ]
         if self.held_in_evaluation:
             held = [name or "the whole model" for name in self.held_in_evaluation]
@@ -124,8 +131,12 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _size(num_bytes: int) -> str:
-    """Write a number of bytes with three digits and an SI unit."""
-    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.3g} {unit}"
-    return f"{num_bytes} bytes"
+    return f"{num_bytes} bytes" if num_bytes < 1000 else _quantity(num_bytes, "B")
+
+
+def _quantity(number: int, unit: str) -> str:
+    """Write a number with three digits and an SI prefix."""
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g} {prefix}{unit}"
+    return f"{number} {unit}"

@@ -4,6 +4,7 @@ from flower_psl.telemetry.pictures import draw_rounds, draw_schedule
 from flower_psl.telemetry.progress import Progress
 from flower_psl.telemetry.records import RoundRecord, RunInfo, StepRecord
 from flower_psl.telemetry.run_recorder import RunRecorder
+from flower_psl.telemetry.versions import versions
 
 __all__ = [
     "Progress",
@@ -13,4 +14,5 @@ __all__ = [
     "StepRecord",
     "draw_rounds",
     "draw_schedule",
+    "versions",
 ]

@@ -58,8 +58,8 @@ class Progress:
         self._earlier_steps = 0  # of rounds that have ended
         self._earlier_training_s = 0.0
 
-    def start_round(self, server_round: int, num_steps: int) -> None:
-        """Begin a round.
+    def start_round(self, server_round: int, num_steps: int, done: int = 0) -> None:
+        """Begin a round, or go on in it.
 
         Parameters
         ----------
@@ -67,12 +67,15 @@ class Progress:
             The round, from 1.
         num_steps : int
             Steps the round is to have; later rounds are taken to have as many.
+        done : int
+            Steps of it that were taken before the run was resumed.
         """
         now = self._clock()
         if self._run_started is None:
             self._run_started = self._last_line = now
         self._round_started = now
-        self._server_round, self._num_steps, self._step = server_round, num_steps, 0
+        self._server_round, self._num_steps, self._step = server_round, num_steps, done
+        self._earlier_steps -= done
 
     def step(self, step: int, loss: float) -> None:
         """Count a finished step, and log a line if the last one is an interval old.
@@ -91,6 +94,8 @@ class Progress:
         """
         run_started, round_started = self._times("step()")
         self._step = step
+        # Where clients come and go, a round can have more steps than it was to have.
+        self._num_steps = max(self._num_steps, step)
         now = self._clock()
         if now - self._last_line < self._interval_s:
             return

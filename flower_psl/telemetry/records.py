@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 from flower_psl.errors import ConfigError
 
@@ -74,6 +75,13 @@ class RoundRecord:
         Loss on test data after the round; None where it was not evaluated.
     seconds : float
         Wall time of the round, in seconds.
+    not_seen, redrawn : int
+        Training examples that no step of the round used, and those of steps that were
+        discarded, each as often as it was.
+    inclusion : Mapping of int to float
+        The share of each client's training examples that the round's steps used, by client key.
+    bytes_up, bytes_down : int
+        What travelled for discarded steps, from the clients and to them.
 
     Raises
     ------
@@ -87,6 +95,11 @@ class RoundRecord:
     accuracy: float | None
     loss: float | None
     seconds: float
+    not_seen: int = 0
+    redrawn: int = 0
+    inclusion: Mapping[int, float] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
 
     def __post_init__(self) -> None:
         """Refuse numbers that JSON cannot hold."""
@@ -107,6 +120,11 @@ class RoundRecord:
             "accuracy": _float_or_none(self.accuracy),
             "loss": _float_or_none(self.loss),
             "seconds": float(self.seconds),
+            "not_seen": int(self.not_seen),
+            "redrawn": int(self.redrawn),
+            "inclusion": {str(client): float(share) for client, share in self.inclusion.items()},
+            "bytes_up": int(self.bytes_up),
+            "bytes_down": int(self.bytes_down),
         }
 
 
@@ -133,6 +151,13 @@ class StepRecord:
     client_seconds : Mapping of int to float
         Seconds that each client was waited for, in all exchanges, by client key. Clients that
         share a process, as in a simulation, also wait for each other.
+    plan : int
+        The round's plan that the step belongs to: 0, and one more each time that clients left
+        or came back.
+    redraws : int
+        How often the step was discarded and drawn anew before.
+    failed : Mapping of int to str
+        What the clients did that failed in the step, or before in its place, by client key.
 
     Raises
     ------
@@ -149,6 +174,9 @@ class StepRecord:
     bytes_down: int
     seconds: Mapping[str, float]
     client_seconds: Mapping[int, float] = field(default_factory=dict)
+    plan: int = 0
+    redraws: int = 0
+    failed: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse numbers that JSON cannot hold, and a step without its wall time."""
@@ -184,7 +212,34 @@ class StepRecord:
             "client_seconds": {
                 str(client): float(seconds) for client, seconds in self.client_seconds.items()
             },
+            "plan": int(self.plan),
+            "redraws": int(self.redraws),
+            "failed": {str(client): str(reason) for client, reason in self.failed.items()},
         }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return the record of what `to_json` gave.
+
+        Parameters
+        ----------
+        values : Mapping of str to object
+            A line of ``steps.jsonl``.
+
+        Raises
+        ------
+        ConfigError, LookupError, TypeError, ValueError
+            If it is none.
+        """
+        by_name = {"server_round" if name == "round" else name: values[name] for name in values}
+        return cls(**{name: _with_keys(value) for name, value in by_name.items()})
+
+
+def _with_keys(value: Any) -> Any:
+    """Return a mapping with the client keys that JSON made strings of."""
+    if isinstance(value, Mapping) and all(key.isdecimal() for key in value):
+        return {int(key): part for key, part in value.items()}
+    return value
 
 
 def _check_finite(where: str, name: str, value: float | None) -> None:

@@ -4,15 +4,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flower_psl.errors import ConfigError, PslError
+from flower_psl.errors import CheckpointError, ConfigError, PslError
 from flower_psl.telemetry.pictures import PICTURES, draw_rounds, draw_schedule
 from flower_psl.telemetry.records import RoundRecord, RunInfo, StepRecord
 from flower_psl.telemetry.run_summary import RunSummary
@@ -45,11 +46,16 @@ class RunRecorder:
         self._started = 0.0
         self._run: tuple[RunInfo, RunSummary, TextIO] | None = None
 
-    def prepare(self) -> None:
+    def prepare(self, *, keep_steps: bool = False) -> None:
         """Create the folder and remove what an earlier run left there.
 
         Only files that a recorder writes are removed. A run calls it before it waits for
         anybody, so that one that fails early leaves no results of another.
+
+        Parameters
+        ----------
+        keep_steps : bool
+            Leave ``steps.jsonl``, for a run that may be resumed.
 
         Raises
         ------
@@ -65,9 +71,11 @@ class RunRecorder:
             )
         try:
             self._out.mkdir(parents=True, exist_ok=True)
-            for name in (_SUMMARY, _SUMMARY_DRAFT, _STEPS, _MODEL, *PICTURES):
+            for name in (_SUMMARY, _SUMMARY_DRAFT, _MODEL, *PICTURES):
                 (self._out / name).unlink(missing_ok=True)
-            (self._out / _STEPS).touch()
+            with (self._out / _STEPS).open("a") as steps:
+                if not keep_steps:
+                    steps.truncate(0)
         except OSError as error:
             raise ConfigError(
                 f"out is {str(self._out)!r}, but {error}; a run writes its files into this "
@@ -90,6 +98,66 @@ class RunRecorder:
         self.prepare()
         self._started = self._clock()
         self._run = (info, RunSummary(info), (self._out / _STEPS).open("w", encoding="utf-8"))
+
+    def state(self) -> dict[str, object]:
+        """Return what `resume` needs, once every step so far is on the disk.
+
+        Returns
+        -------
+        dict of str to object
+            Plain values; the steps themselves are in ``steps.jsonl``.
+
+        Raises
+        ------
+        PslError
+            If no run has been started.
+        """
+        _, summary, steps = self._recording("state()")
+        steps.flush()
+        os.fsync(steps.fileno())
+        return {
+            "steps_bytes": os.fstat(steps.fileno()).st_size,
+            "rounds": [asdict(record) for record in summary.rounds],
+            "seconds": self._clock() - self._started,
+        }
+
+    def resume(self, info: RunInfo, state: Mapping[str, Any]) -> None:
+        """Go on recording a run that was stopped, as if it had not been.
+
+        What was recorded after `state` was asked for is dropped: it will come again.
+
+        Parameters
+        ----------
+        info : RunInfo
+            What is known of the run.
+        state : Mapping
+            What `state` returned.
+
+        Raises
+        ------
+        CheckpointError
+            If ``steps.jsonl`` does not have the steps that were recorded.
+        ConfigError, PslError
+            As `prepare`.
+        """
+        self.prepare(keep_steps=True)
+        path, length = self._out / _STEPS, int(state["steps_bytes"])
+        if length > path.stat().st_size:
+            raise CheckpointError(
+                f"{path} has {path.stat().st_size} bytes; the run that is resumed had written "
+                f"{length} when it was saved. Bring the file back, or resume without a recorder."
+            )
+        os.truncate(path, length)
+        summary = RunSummary(info)
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                summary.add_step(_step_of(line, f"{path}, line {number}"))
+        for values in state["rounds"]:
+            record = RoundRecord(**values)
+            record.to_json()  # a value that cannot be written is refused now, not at the end
+            summary.add_round(record)
+        self._started = self._clock() - float(state["seconds"])
+        self._run = (info, summary, path.open("a", encoding="utf-8"))
 
     def record_step(self, record: StepRecord) -> None:
         """Append a step to ``steps.jsonl``; lines reach the disk at the round's end.
@@ -126,7 +194,10 @@ class RunRecorder:
         steps.flush()
 
     def finish(
-        self, state_dict: Mapping[str, Tensor], refused: Mapping[str, int] | None = None
+        self,
+        state_dict: Mapping[str, Tensor],
+        refused: Mapping[str, int] | None = None,
+        failures: Mapping[int, Mapping[str, int]] | None = None,
     ) -> Path:
         """Write the model, the pictures and, last and at one stroke, the summary.
 
@@ -136,6 +207,8 @@ class RunRecorder:
             The whole model under its original keys; tensors may share memory.
         refused : Mapping of str to int, optional
             How often the transport refused something, by reason.
+        failures : Mapping of int to Mapping of str to int, optional
+            How often each client failed, by client key and reason.
 
         Returns
         -------
@@ -159,8 +232,8 @@ class RunRecorder:
         _write_model(state_dict, self._out / _MODEL)
         draw_rounds(summary.rounds, self._out)
         draw_schedule(summary.first_schedule, self._out)
-        text = json.dumps(summary.to_json(seconds, refused), indent=2, allow_nan=False) + "\n"
-        return self._publish_summary(text)
+        values = summary.to_json(seconds, refused, failures)
+        return self._publish_summary(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
     def close(self) -> None:
         """End the recording; without `finish` before it, the folder gets no summary."""
@@ -201,6 +274,16 @@ class RunRecorder:
         finally:
             draft.unlink(missing_ok=True)
         return summary
+
+
+def _step_of(line: str, where: str) -> StepRecord:
+    try:
+        return StepRecord.from_json(json.loads(line))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{where}: {error!r}; it is not the record of a step that was written there. Bring "
+            "the file back, or resume without a recorder."
+        ) from error
 
 
 def _write_model(state_dict: Mapping[str, Tensor], path: Path) -> None:

@@ -1,12 +1,10 @@
 """The numbers of a whole run, gathered record by record."""
 
-import platform
 from collections.abc import Mapping
-from importlib import metadata
 
 from flower_psl.telemetry.records import RoundRecord, RunInfo, StepRecord
+from flower_psl.telemetry.versions import versions
 
-_PACKAGES = ("flower-psl", "flwr", "torch", "numpy")
 # What is known when the run starts, but read last.
 _AT_THE_END = ("transport", "seed", "sampler_details")
 
@@ -65,9 +63,14 @@ class RunSummary:
             The round.
         """
         self.rounds.append(record)
+        self._bytes_up += record.bytes_up
+        self._bytes_down += record.bytes_down
 
     def to_json(
-        self, seconds: float, refused: Mapping[str, int] | None = None
+        self,
+        seconds: float,
+        refused: Mapping[str, int] | None = None,
+        failures: Mapping[int, Mapping[str, int]] | None = None,
     ) -> dict[str, object]:
         """Return what ``summary.json`` holds.
 
@@ -80,6 +83,9 @@ class RunSummary:
             Wall time of the run, in seconds.
         refused : Mapping of str to int, optional
             How often the transport refused something, by reason.
+        failures : Mapping of int to Mapping of str to int, optional
+            How often each client failed, by client key and reason. If any did, ``inclusion`` is
+            the mean over the rounds of the share of each client's examples that was used.
 
         Returns
         -------
@@ -95,6 +101,9 @@ class RunSummary:
             "final_accuracy": accuracies[-1] if accuracies else None,
             "best_accuracy": max(accuracies, default=None),
             "final_loss": losses[-1] if losses else None,
+            "accuracy_by_round": [
+                None if r.accuracy is None else float(r.accuracy) for r in self.rounds
+            ],
             "mean_effective_batch_size": self._examples / self._steps if self._steps else None,
             "seconds": seconds,
             "steps_per_second": self._steps / self._step_seconds if self._step_seconds else None,
@@ -102,18 +111,21 @@ class RunSummary:
             "bytes_down": self._bytes_down,
             "transport": info["transport"],
             "refused": dict(sorted((refused or {}).items())),
+            "failures": {
+                str(client): dict(sorted(reasons.items()))
+                for client, reasons in sorted((failures or {}).items())
+            },
+            "inclusion": self._inclusion() if failures else {},
+            "not_seen": sum(record.not_seen for record in self.rounds),
+            "redrawn": sum(record.redrawn for record in self.rounds),
             "sampler_details": info["sampler_details"],
             "seed": info["seed"],
-            "versions": _versions(),
+            "versions": versions(),
         }
 
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    def _inclusion(self) -> dict[str, float]:
+        shares = [record.inclusion for record in self.rounds if record.inclusion]
+        return {
+            str(client): sum(share[client] for share in shares) / len(shares)
+            for client in (shares[0] if shares else ())
+        }

@@ -253,3 +253,50 @@ def test_tied_parameters_stay_tied() -> None:
     trained = client.handle(replace(collect(1), gradient=torch.ones(4, 3))).weights
     assert list(trained) == ["0.weight", "0.bias"]
     torch.testing.assert_close(trained["0.weight"], next(model.parameters()).detach())
+
+
+def weights_of(client: SplitClient) -> dict[str, Tensor]:
+    reply = client.handle(StepRequest(phase=Phase.COLLECT, id=step(9), forget=True))
+    return dict(reply.weights)
+
+
+def test_a_step_that_was_discarded_is_as_if_it_had_never_been() -> None:
+    straight, disturbed = device(), device()
+    for client in (straight, disturbed):
+        client.handle(train(1))
+    again = step(2)._replace(plan=1)
+    straight.handle(train(2, id=again))
+    disturbed.handle(train(2))  # brings the gradient of step 1, and is discarded
+    disturbed.handle(StepRequest(phase=Phase.TRAIN, id=again, forget=True))
+    last = StepRequest(phase=Phase.COLLECT, id=again, gradient=gradient(2))
+    expected, found = straight.handle(last), disturbed.handle(last)
+    for name, tensor in expected.weights.items():
+        assert torch.equal(found.weights[name], tensor)
+
+
+def test_a_gradient_that_is_sent_again_after_a_failure_is_taken_once() -> None:
+    straight, disturbed = device(), device()
+    for client in (straight, disturbed):
+        client.handle(train(1))
+        client.handle(train(2))
+    # The server did not hear of step 2: it sends the gradient of step 1 again.
+    disturbed.handle(train(2, id=step(3), forget=True))
+    expected, found = weights_of(straight), weights_of(disturbed)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_gradient_that_has_not_come_yet_is_taken_though_another_step_is_forgotten() -> None:
+    straight, returned = device(), device()
+    for client in (straight, returned):
+        client.handle(train(1))
+    straight.handle(train(2))
+    returned.handle(train(2, id=step(3), forget=True))
+    expected, found = weights_of(straight), weights_of(returned)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_it_tells_whether_it_has_a_segment_of_its_own() -> None:
+    client = device()
+    assert not client.describe().has_segment
+    client.handle(train(1))
+    assert client.describe().has_segment

@@ -134,6 +134,23 @@ def test_a_forward_without_all_weights_is_refused(phase: Phase) -> None:
         client.handle(StepRequest(phase=phase, id=ID, weights=weights))
 
 
+@pytest.mark.parametrize(
+    ("weight", "shown"),
+    [
+        (torch.zeros(1), r"torch.float32 \(1,\); here it is torch.float"),  # would broadcast
+        (WEIGHTS["0.bias"].to(torch.int64), "torch.int64 .*; here it is torch.float"),
+    ],
+)
+def test_a_forward_with_a_weight_of_another_kind_is_refused(weight: Tensor, shown: str) -> None:
+    weights = {**WEIGHTS, "0.bias": weight}
+    with pytest.raises(
+        ProtocolError, match=rf"^client 5, round 1, step 1: '0.bias' travelled as {shown}.* Build"
+    ):
+        SplitClient(segment(), DATA).handle(
+            StepRequest(phase=Phase.FORWARD, id=ID, weights=weights)
+        )
+
+
 def test_a_backward_with_some_of_the_weights_is_refused() -> None:
     request = StepRequest(
         phase=Phase.BACKWARD,

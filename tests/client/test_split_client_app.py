@@ -247,3 +247,12 @@ def test_the_app_pickles_without_its_caches() -> None:
     app = pickle.loads(pickle.dumps(SplitClientApp(client_fn)))
     reply = app(Message(RecordDict(), 10, "query.psl_describe"), context())
     assert records.decode_description(reply.content).client_key == 3
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_node_tells_whether_it_has_trained_by_itself(trained: bool) -> None:
+    here = context()
+    if trained:
+        here.state["psl-local"] = ConfigRecord({"state": b"of another process"})
+    reply = SplitClientApp(client_fn)(Message(RecordDict(), 10, "query.psl_describe"), here)
+    assert records.decode_description(reply.content).has_segment is trained

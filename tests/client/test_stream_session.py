@@ -66,7 +66,7 @@ class Run:
             assert self.transport.await_node(20), "no node came"
 
     def client_keys(self, *nodes: int) -> dict[int, int | None]:
-        replies = self.transport.describe(nodes, 20)
+        replies = self.transport.describe(nodes, 20).all()
         return {node: reply.client_key for node, reply in replies.items()}
 
 

@@ -151,7 +151,7 @@ def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
         def permutation(self, size: int) -> NDArray[np.int64]:
             return np.arange(size)
 
-    monkeypatch.setattr("flower_psl.client.split_client.generator", lambda *_: InOrder())
+    monkeypatch.setattr("flower_psl.client.own_examples.generator", lambda *_: InOrder())
 
 
 def assert_close(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

@@ -281,17 +281,18 @@ class Pinned(Sampler):
         return BatchSchedule.from_steps(steps, num_examples)
 
 
+@pytest.mark.parametrize("over_messages", [False, True], ids=["in-process", "messages"])
 @pytest.mark.parametrize("num_clients", [2, 10])
 def test_cutting_the_same_ordered_batches_among_clients_changes_nothing(
-    num_clients: int, monkeypatch: pytest.MonkeyPatch
+    num_clients: int, over_messages: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class InOrder:
         def permutation(self, size: int) -> NDArray[np.int64]:
             return np.arange(size)
 
-    monkeypatch.setattr("flower_psl.client.split_client.generator", lambda *_: InOrder())
+    monkeypatch.setattr("flower_psl.client.own_examples.generator", lambda *_: InOrder())
     one = Case(sampler=Pinned(), sizes=(60,), model="residual")
-    many = Case(sampler=Pinned(), sizes=(60 // num_clients,) * num_clients, model="residual")
+    many = replace(one, sizes=(60 // num_clients,) * num_clients, over_messages=over_messages)
     assert torch.equal(one.images, many.images)
     gradients, weights = one.split()
     other_gradients, other_weights = many.split()

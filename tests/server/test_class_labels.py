@@ -3,11 +3,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flower_psl import ProtocolError
-from flower_psl.server.class_labels import check_class_labels, ignored_label
+from flower_psl.server.class_labels import ClassLabels, ignored_label
 from flower_psl.split import LossFn
 
-SIZES = {4: 2, 7: 1, 9: 3}  # client key: examples
+KEYS = [4, 4, 7, 9, 9, 9]  # whose example each is
 OUTPUTS = torch.zeros(6, 3)
 GOOD = torch.tensor([0, 1, 2, 0, 1, 2])
 CLASS_LOSSES: list[LossFn] = [
@@ -18,41 +17,35 @@ CLASS_LOSSES: list[LossFn] = [
 ]
 
 
-def check(loss_fn: LossFn, labels: Tensor, outputs: Tensor = OUTPUTS) -> bool:
-    """Tell whether the labels pass."""
-    try:
-        check_class_labels(loss_fn, outputs, labels, SIZES, "round 1, step 2")
-    except ProtocolError:
-        return False
-    return True
+def wrong(loss_fn: LossFn, labels: Tensor, outputs: Tensor = OUTPUTS) -> dict[int, str]:
+    """Return what is wrong, by client key."""
+    classes = ClassLabels(loss_fn)
+    classes.look_at(outputs)
+    parts = {key: labels[[i for i, k in enumerate(KEYS) if k == key]] for key in (4, 7, 9)}
+    return {key: str(error) for key, error in classes.wrong(parts, "round 1, step 2").items()}
 
 
 @pytest.mark.parametrize("loss_fn", CLASS_LOSSES)
-@pytest.mark.parametrize(
-    ("row", "key"), [(0, 4), (1, 4), (2, 7), (3, 9), (5, 9)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize("row", range(6))
 @pytest.mark.parametrize("label", [3, -1])
-def test_a_label_without_an_output_names_its_client(
-    loss_fn: LossFn, row: int, key: int, label: int
-) -> None:
+def test_a_label_without_an_output_names_its_client(loss_fn: LossFn, row: int, label: int) -> None:
     labels = GOOD.clone()
     labels[row] = label
-    with pytest.raises(
-        ProtocolError,
-        match=rf"^client {key}, round 1, step 2: label {label}; .*3 outputs, .*0 to 2\. Correct",
-    ):
-        check_class_labels(loss_fn, OUTPUTS, labels, SIZES, "round 1, step 2")
+    assert wrong(loss_fn, labels) == {
+        KEYS[row]: f"client {KEYS[row]}, round 1, step 2: label {label}; the model has 3 outputs, "
+        "so a label is from 0 to 2. Correct this client's labels or the model's last layer."
+    }
 
 
 @pytest.mark.parametrize("loss_fn", CLASS_LOSSES)
 def test_good_and_ignored_labels_pass(loss_fn: LossFn) -> None:
-    assert check(loss_fn, GOOD)
-    assert check(loss_fn, torch.full((6,), -100))
+    assert wrong(loss_fn, GOOD) == {}
+    assert wrong(loss_fn, torch.full((6,), -100)) == {}
 
 
 def test_the_ignored_label_is_that_of_the_loss() -> None:
-    assert check(nn.CrossEntropyLoss(ignore_index=255), torch.full((6,), 255))
-    assert not check(nn.CrossEntropyLoss(ignore_index=255), torch.full((6,), -100))
+    assert wrong(nn.CrossEntropyLoss(ignore_index=255), torch.full((6,), 255)) == {}
+    assert set(wrong(nn.CrossEntropyLoss(ignore_index=255), torch.full((6,), -100))) == {4, 7, 9}
 
 
 def test_a_loss_of_classes_ignores_one_label_and_others_none() -> None:
@@ -62,21 +55,41 @@ def test_a_loss_of_classes_ignores_one_label_and_others_none() -> None:
     assert ignored_label(functional.mse_loss) is None
 
 
-def test_the_first_of_several_is_named() -> None:
-    labels = torch.tensor([0, 0, 0, 8, 9, 0])
-    with pytest.raises(ProtocolError, match=r"client 9, .* label 8;"):
-        check_class_labels(nn.CrossEntropyLoss(), OUTPUTS, labels, SIZES, "round 1, step 2")
+def test_each_client_is_named_with_its_first_wrong_label() -> None:
+    found = wrong(nn.CrossEntropyLoss(), torch.tensor([0, 5, 0, 8, 9, 0]))
+    assert set(found) == {4, 9}
+    assert ": label 5;" in found[4]
+    assert ": label 8;" in found[9]
 
 
 def test_labels_by_position_are_looked_at() -> None:
     outputs, labels = torch.zeros(6, 3, 2, 2), torch.zeros(6, 2, 2, dtype=torch.int64)
-    assert check(nn.CrossEntropyLoss(), labels, outputs)
+    assert wrong(nn.CrossEntropyLoss(), labels, outputs) == {}
     labels[2, 1, 0] = 3
-    with pytest.raises(ProtocolError, match=r"client 7, .* label 3;"):
-        check_class_labels(nn.CrossEntropyLoss(), outputs, labels, SIZES, "round 1, step 2")
+    assert set(wrong(nn.CrossEntropyLoss(), labels, outputs)) == {7}
 
 
 def test_probabilities_and_other_losses_are_not_judged() -> None:
-    assert check(nn.CrossEntropyLoss(), torch.full((6, 3), 5.0))
-    assert check(nn.MSELoss(), torch.full((6,), 99))
-    assert check(lambda outputs, labels: outputs.sum(), torch.full((6,), -7))
+    assert wrong(nn.CrossEntropyLoss(), torch.full((6, 3), 5.0)) == {}
+    assert wrong(nn.MSELoss(), torch.full((6,), 99)) == {}
+    assert wrong(lambda outputs, labels: outputs.sum(), torch.full((6,), -7)) == {}
+    assert wrong(nn.CrossEntropyLoss(), torch.full((6,), 99), torch.zeros(6)) == {}
+
+
+def test_the_server_segment_tells_the_classes_and_stays_as_it_is() -> None:
+    segment = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 3))
+    before = {name: tensor.clone() for name, tensor in segment.state_dict().items()}
+    classes, activations = ClassLabels(nn.CrossEntropyLoss()), torch.randn(2, 4)
+    state = torch.get_rng_state()
+    classes.ask(segment, activations)
+    assert torch.equal(state, torch.get_rng_state())
+    assert set(classes.wrong({1: torch.tensor([3])}, "round 1, step 1")) == {1}
+    assert segment.training
+    for name, tensor in segment.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_what_is_wrong_with_the_segment_is_left_to_the_step() -> None:
+    classes = ClassLabels(nn.CrossEntropyLoss())
+    classes.ask(nn.Linear(4, 3), torch.randn(2, 5))
+    assert classes.wrong({1: torch.tensor([99])}, "round 1, step 1") == {}

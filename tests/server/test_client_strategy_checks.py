@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 from flwr.serverapp.strategy import (
+    Bulyan,
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
     DifferentialPrivacyServerSideFixedClipping,
@@ -10,6 +11,8 @@ from flwr.serverapp.strategy import (
     FedProx,
     FedXgbBagging,
     FedXgbCyclic,
+    Krum,
+    MultiKrum,
     QFedAvg,
 )
 
@@ -40,6 +43,10 @@ from flower_psl.server.client_strategy_checks import check_client_strategy, chec
         (FedXgbCyclic(), "a FedXgbCyclic, .* trees"),
         (FedAvg(fraction_train=0.5), "fraction_train=0.5; every client that has trained is"),
         (FedAdam(min_train_nodes=3), "wants 3 nodes and the run waits for 2; .* Raise min_avail"),
+        (Krum(), "wants 3 nodes and the run waits for 2; .*lower .* num_malicious_nodes"),
+        (Krum(num_malicious_nodes=2), "wants 7 nodes and the run waits for 2"),
+        (MultiKrum(num_malicious_nodes=1), "wants 5 nodes and the run waits for 2"),
+        (Bulyan(num_malicious_nodes=1), "wants 7 nodes and the run waits for 2"),
         (
             DifferentialPrivacyServerSideFixedClipping(FedAvg(min_available_nodes=9), 1.0, 1.0, 2),
             "wants 9 nodes and the run waits for 2",

@@ -12,6 +12,7 @@ from torch import Tensor
 from flower_psl import (
     ConfigError,
     Encodings,
+    FailurePolicy,
     ParallelSplitLearning,
     ProtocolError,
     SplitClient,
@@ -19,6 +20,7 @@ from flower_psl import (
 )
 from flower_psl.server import make_step
 from flower_psl.server.global_step import GlobalStep
+from flower_psl.server.step_outcome import StepOutcome
 from flower_psl.telemetry import StepRecord
 from flower_psl.transport import Device
 from flower_psl.wire import (
@@ -123,9 +125,11 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[StepRecord]:
     kept: list[StepRecord] = []
 
     class Kept(GlobalStep):
-        def run(self, *args: Any, **kwargs: Any) -> StepRecord:
-            kept.append(super().run(*args, **kwargs))
-            return kept[-1]
+        def run(self, *args: Any, **kwargs: Any) -> StepOutcome:
+            outcome = super().run(*args, **kwargs)
+            assert outcome.record is not None
+            kept.append(outcome.record)
+            return outcome
 
     monkeypatch.setattr(make_step, "GlobalStep", Kept)
     return kept
@@ -218,7 +222,8 @@ def test_a_reply_that_breaks_its_encoding_names_its_client(
 
     lying = {**clients, 9: Behind(clients[9], lie)}
     with pytest.raises(ProtocolError, match=rf"client 9, round \d, step \d: .*{text}"):
-        train(make_strategy(encodings=all_of(encoding)), lying, arrays)
+        strict = FailurePolicy(min_clients=3)
+        train(make_strategy(encodings=all_of(encoding), failures=strict), lying, arrays)
 
 
 def test_what_is_no_encodings_is_refused(make_strategy: Make) -> None:

@@ -7,10 +7,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    SequentialLR,
+    StepLR,
+)
 
 from flower_psl import SplitModel, cut
+from flower_psl.errors import CheckpointError
 from flower_psl.server.learner import Learner, LRSchedulerFn, OptimizerFn
+from flower_psl.storage import pack_state, unpack_state
 
 STEPS = 4
 
@@ -208,3 +219,54 @@ def test_clients_get_parameters_and_buffers(build: Callable[[], nn.Module]) -> N
     weights = learner.client_weights()
     assert weights.keys() == split.client.state_dict().keys()
     assert not any(tensor.requires_grad for tensor in weights.values())
+
+
+SCHEDULES: dict[str, LRSchedulerFn | None] = {
+    "none": None,
+    "step": lambda optimizer, total: StepLR(optimizer, 2),
+    "one cycle": lambda optimizer, total: OneCycleLR(optimizer, 0.1, total_steps=total),
+    "milestones": lambda optimizer, total: MultiStepLR(optimizer, [1, 3]),
+    "one after the other": lambda optimizer, total: SequentialLR(
+        optimizer, [LinearLR(optimizer), CosineAnnealingLR(optimizer, total)], [2]
+    ),
+    "function": lambda optimizer, total: LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("at", range(STEPS + 1))
+def test_a_learner_goes_on_from_its_state_with_the_same_bits(
+    at: int, schedule: LRSchedulerFn | None, model: nn.Module
+) -> None:
+    def make() -> Learner:
+        split = cut(copy.deepcopy(model), at="1")
+        return Learner(split, adamw, schedule, total_steps=STEPS, max_grad_norm=0.5)
+
+    def learn_on(learner: Learner, steps: range) -> None:
+        for x, y in batches()[steps.start : steps.stop]:
+            learner.start_step()
+            learner.update(part_gradients(learner.model, x, y), [])
+
+    learner, resumed = make(), make()
+    learn_on(learner, range(at))
+    saved = b"".join(pack_state({"learner": learner.state()}))
+    learn_on(learner, range(at, STEPS))
+    resumed.load_state(unpack_state(saved, "here")["learner"])
+    learn_on(resumed, range(at, STEPS))
+    ours, theirs = learner.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_state_of_another_model_is_refused(model: nn.Module, split: SplitModel) -> None:
+    learner = Learner(split, adamw, None, total_steps=1, max_grad_norm=None)
+    state = learner.state()
+    state["server"] = {**state["server"], "2.weight": torch.zeros(())}
+    with pytest.raises(CheckpointError, match=r"saved tensor 2.weight is .* \(\), the model's"):
+        learner.load_state(state)
+
+
+def test_a_recipe_names_the_optimizer_its_settings_and_its_schedule(split: SplitModel) -> None:
+    recipe = Learner(split, adamw, SCHEDULES["step"], total_steps=1, max_grad_norm=None).recipe
+    assert recipe["optimizer"] == "AdamW"
+    assert recipe["optimizer's weight_decay"] == "0.01"
+    assert recipe["schedule"] == "StepLR"

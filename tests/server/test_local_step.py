@@ -1,8 +1,8 @@
 import copy
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -17,7 +17,7 @@ from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.step_plan import StepPlan
 from flower_psl.server.updates import SERVER_UPDATES
 from flower_psl.split import trained_tensors
-from flower_psl.transport import InProcessTransport
+from flower_psl.transport import Answers, InProcessTransport
 from flower_psl.wire import Phase, StepId, StepReply, StepRequest
 
 
@@ -44,10 +44,10 @@ class Spy(InProcessTransport):
 
     def exchange(
         self, requests: Mapping[int, StepRequest], timeout_s: float
-    ) -> dict[int, StepReply]:
+    ) -> Answers[StepReply]:
         self.exchanges.append(dict(requests))
-        replies = super().exchange(requests, timeout_s)
-        return {node: self.lie(reply) for node, reply in replies.items()}
+        replies = super().exchange(requests, timeout_s).all()
+        return Answers({node: self.lie(reply) for node, reply in replies.items()}, {})
 
     def announce(self, steps: Mapping[int, StepId]) -> None:
         self.announced.append(dict(steps))
@@ -149,7 +149,10 @@ def test_the_record_counts_the_end_of_the_round_too(
     split: SplitModel, clients: dict[int, SplitClient]
 ) -> None:
     step = stepper(split, Spy(clients), ClientMean())
-    first, second = step.run(FIRST, one_second, SECOND), step.run(SECOND, one_second)
+    first = step.run(FIRST, one_second, SECOND).record
+    second = step.run(SECOND, one_second).record
+    assert first is not None
+    assert second is not None
     weights, example, label = 8 * (6 * 8 + 8), 8 * 8, 8
     assert (first.effective_batch_size, first.clients) == (4, FIRST.batch_sizes)
     assert first.bytes_down == 2 * weights
@@ -189,6 +192,10 @@ def test_weights_that_do_not_fit_name_their_client(
         return replace(reply, weights={"0.bias": reply.weights["0.bias"]})
 
     before = copy.deepcopy(split.client.state_dict())
-    with pytest.raises(ProtocolError, match=r"client 5, round 1, step 1: .* add \['0.weight'\]"):
-        stepper(split, Spy(clients, lie), ClientMean()).run(FIRST, one_second)
-    assert all(torch.equal(split.client.state_dict()[name], before[name]) for name in before)
+    outcome = stepper(split, Spy(clients, lie), ClientMean()).run(FIRST, one_second)
+    [(key, failure)] = outcome.failures.items()
+    assert key == 5
+    assert isinstance(failure, ProtocolError)
+    assert re.search(r"client 5, round 1, step 1: .* add \['0.weight'\]", str(failure))
+    assert outcome.record is not None
+    assert not all(torch.equal(split.client.state_dict()[name], before[name]) for name in before)

@@ -8,7 +8,7 @@ from torch import nn
 
 from flower_psl import ClientError, WaitError
 from flower_psl.server.participants import Participants, gather
-from flower_psl.transport import Transport
+from flower_psl.transport import Answers, Transport
 from flower_psl.wire import DescribeReply, StepId, StepReply, StepRequest, TensorSpec, segment_spec
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ class Described:
     def nodes(self) -> list[int]:
         return sorted(self.descriptions)
 
-    def describe(self, nodes: Iterable[int], timeout_s: float) -> dict[int, DescribeReply]:
+    def describe(self, nodes: Iterable[int], timeout_s: float) -> Answers[DescribeReply]:
         self.timeout_s = timeout_s
-        return {node: self.descriptions[node] for node in reversed(list(nodes))}
+        return Answers({node: self.descriptions[node] for node in reversed(list(nodes))}, {})
 
     def exchange(
         self, requests: Mapping[int, StepRequest], timeout_s: float
-    ) -> dict[int, StepReply]:
+    ) -> Answers[StepReply]:
         raise NotImplementedError
 
     def announce(self, steps: Mapping[int, StepId]) -> None:
@@ -165,3 +165,25 @@ def test_too_few_nodes_are_not_awaited_for_ever(
     with pytest.raises(WaitError, match=r"1 nodes after 0 s; min_available_nodes is 2\."):
         meet({100: reply(0)}, min_nodes=2)
     assert fake_time.slept_s == []
+
+
+def test_who_does_not_describe_itself_is_left_out_if_others_suffice(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Some(Described):
+        def describe(self, nodes: Iterable[int], timeout_s: float) -> Answers[DescribeReply]:
+            answers = super().describe(nodes, timeout_s)
+            failure = WaitError("node 200, describing itself: no reply")
+            return Answers({n: r for n, r in answers.replies.items() if n != 200}, {200: failure})
+
+    def gathered(min_nodes: int) -> Participants:
+        transport = Some({100: reply(0), 200: reply(1), 300: reply(2)})
+        return gather(
+            transport, SEGMENT, min_nodes=min_nodes, node_timeout_s=0.0, describe_timeout_s=1.0
+        )
+
+    with caplog.at_level(logging.WARNING, "flwr.psl"):
+        assert list(gathered(min_nodes=2).nodes) == [0, 2]
+    assert "left out of the run: node 200, describing itself: no reply" in caplog.text
+    with pytest.raises(WaitError, match="node 200, describing itself: no reply"):
+        gathered(min_nodes=3)

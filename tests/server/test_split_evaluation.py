@@ -1,4 +1,5 @@
 import copy
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -11,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import TensorDataset
 
-from flower_psl import ProtocolError, PslError, SplitClient, SplitModel, cut
-from flower_psl.server.participants import Participants
+from flower_psl import ClientError, ProtocolError, PslError, SplitClient, SplitModel, cut
 from flower_psl.server.split_evaluation import SplitEvaluation, sample_clients
 from flower_psl.split import LossFn, segment_tensors
 from flower_psl.transport import Device, InProcessTransport
@@ -47,18 +47,32 @@ def evaluate(
     batch_size: int = 4,
     loss_fn: LossFn = cross_entropy,
 ) -> dict[str, Any]:
+    metrics, failures = attempt(split, clients, keys=keys, batch_size=batch_size, loss_fn=loss_fn)
+    assert failures == {}
+    return metrics
+
+
+def attempt(
+    split: SplitModel,
+    clients: Mapping[int, Device],
+    *,
+    keys: list[int] | None = None,
+    batch_size: int = 4,
+    loss_fn: LossFn = cross_entropy,
+) -> tuple[dict[str, Any], dict[int, PslError]]:
     evaluation = SplitEvaluation(
         transport=InProcessTransport(clients),
-        participants=Participants(
-            nodes={key: key for key in COUNTS}, num_examples=COUNTS, num_test_examples=COUNTS
-        ),
+        nodes={key: key for key in COUNTS},
+        num_examples=COUNTS,
         loss_fn=loss_fn,
         batch_size=batch_size,
         seed=0,
         device=torch.device("cpu"),
     )
     weights = segment_tensors(split.client)
-    return evaluation.run(split, weights, keys or [2, 9], server_round=1, timeout_s=1)
+    return evaluation.run(
+        split, weights, [2, 9] if keys is None else keys, server_round=1, timeout_s=1
+    )
 
 
 def pooled(test_sets: Mapping[int, TensorDataset], keys: list[int]) -> tuple[Tensor, Tensor]:
@@ -262,9 +276,9 @@ def test_an_error_of_the_servers_part_names_client_and_round(
     text: str,
 ) -> None:
     where = "^client 9, evaluation after round 1: the server segment or the loss raised "
-    with pytest.raises(PslError, match=where + text) as raised:
-        evaluate(split, {9: Watched(clients[9], change)}, keys=[9], loss_fn=loss_fn)
-    assert isinstance(raised.value.__cause__, (RuntimeError, ValueError))
+    _, failures = attempt(split, {9: Watched(clients[9], change)}, keys=[9], loss_fn=loss_fn)
+    assert re.search(where + text, str(failures[9]))
+    assert isinstance(failures[9].__cause__, (RuntimeError, ValueError))
 
 
 def test_a_label_without_an_output_names_its_client(
@@ -273,8 +287,10 @@ def test_a_label_without_an_output_names_its_client(
     def wrong(reply: StepReply) -> StepReply:
         return replace(reply, labels=torch.full((reply.id.batch_size,), 7))
 
-    with pytest.raises(ProtocolError, match="client 9, evaluation after round 1: label 7;"):
-        evaluate(split, {**clients, 9: Watched(clients[9], wrong)})
+    _, failures = attempt(split, {**clients, 9: Watched(clients[9], wrong)})
+    assert list(failures) == [9]
+    assert isinstance(failures[9], ProtocolError)
+    assert "client 9, evaluation after round 1: label 7;" in str(failures[9])
 
 
 def test_a_batch_that_does_not_fit_names_its_client(
@@ -284,10 +300,36 @@ def test_a_batch_that_does_not_fit_names_its_client(
         assert reply.labels is not None
         return replace(reply, labels=reply.labels[1:])
 
-    with pytest.raises(
-        ProtocolError, match="client 9, round 1, step 1: 3 labels for a batch of 4"
-    ):
-        evaluate(split, {**clients, 9: Watched(clients[9], short)})
+    metrics, failures = attempt(split, {**clients, 9: Watched(clients[9], short)})
+    assert list(failures) == [9]
+    assert isinstance(failures[9], ProtocolError)
+    assert "client 9, round 1, step 1: 3 labels for a batch of 4" in str(failures[9])
+    assert metrics["num-examples"] == COUNTS[2]
+
+
+def test_a_client_that_fails_costs_the_rest_of_its_part(
+    split: SplitModel, clients: dict[int, SplitClient], test_sets: dict[int, TensorDataset]
+) -> None:
+    def once(reply: StepReply) -> StepReply:
+        if reply.id.start:
+            raise OSError("the camera is gone")
+        return reply
+
+    watched = Watched(clients[9], once)
+    metrics, failures = attempt(split, {**clients, 9: watched}, batch_size=2)
+    assert isinstance(failures[9], ClientError)
+    assert "client 9, round 1, step 2: the client raised OSError: the camera" in str(failures[9])
+    assert [request.id.start for request in watched.requests] == [0, 2]
+    inputs, labels = pooled(test_sets, [2, 9])
+    inputs, labels = inputs[: COUNTS[2] + 2], labels[: COUNTS[2] + 2]
+    assert metrics["num-examples"] == len(labels) == 5
+    assert metrics["loss"] == pytest.approx(float(cross_entropy(split(inputs), labels).detach()))
+
+
+def test_with_nobody_to_ask_nothing_is_evaluated(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    assert evaluate(split, clients, keys=[]) == {"num-examples": 0}
 
 
 @given(

@@ -1,18 +1,20 @@
 import copy
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
-from torch import nn
+from torch import Tensor, nn
 
 from flower_psl import (
     ConfigError,
+    FailurePolicy,
     GlobalSampler,
     ParallelSplitLearning,
     PslError,
@@ -119,6 +121,45 @@ def test_client_segments_are_averaged_over_messages_as_in_process(
     assert over_messages.evaluate_metrics_clientapp == direct.evaluate_metrics_clientapp
 
 
+class Halfway(FedAvg):
+    """Goes half the way from the weights that a round begins with to the mean."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        self.before = arrays.to_torch_state_dict()
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        mean, metrics = super().aggregate_train(server_round, replies)
+        assert mean is not None
+        after = mean.to_torch_state_dict()
+        halves = {name: (self.before[name] + after[name]) / 2 for name in after}
+        return ArrayRecord(halves), metrics
+
+
+def test_a_strategy_of_ones_own_aggregates_the_client_segments(
+    make_strategy: Make,
+    clients: dict[int, SplitClient],
+    arrays: ArrayRecord,
+    fake_grid: "type[FakeGrid]",
+) -> None:
+    def trained(client_strategy: Strategy | None) -> dict[str, Tensor]:
+        grid = fake_grid({1000 - key: node(client, key) for key, client in clients.items()})
+        strategy = make_strategy(
+            client_sync="round", client_strategy=client_strategy, transport="messages"
+        )
+        return strategy.start(grid, arrays, num_rounds=1).arrays.to_torch_state_dict()
+
+    before, mean, halfway = arrays.to_torch_state_dict(), trained(None), trained(Halfway())
+    for name in ("0.weight", "0.bias"):  # the client segment
+        torch.testing.assert_close(halfway[name], (before[name] + mean[name]) / 2)
+    for name in ("2.weight", "2.bias"):
+        assert torch.equal(halfway[name], mean[name])
+
+
 def test_central_evaluation_of_segments_that_are_apart_is_refused_before_anyone_is_asked(
     make_strategy: Make, arrays: ArrayRecord, fake_grid: "type[FakeGrid]"
 ) -> None:
@@ -156,8 +197,10 @@ def test_a_silent_node_ends_the_run(
 ) -> None:
     monkeypatch.setattr("flower_psl.transport.flower_messages.time", fake_time)
     grid = fake_grid(dict.fromkeys(range(2), lambda message: None))
-    with pytest.raises(WaitError, match="no reply within 5 s from node 0, describing itself"):
-        make_strategy(step_timeout_s=5.0, transport="messages").start(grid, arrays)
+    with pytest.raises(WaitError, match="node 0, describing itself: no reply within 5 s"):
+        make_strategy(failures=FailurePolicy(step_timeout_s=5.0), transport="messages").start(
+            grid, arrays
+        )
 
 
 def test_live_connections_are_tried_first_unless_it_is_told_otherwise(

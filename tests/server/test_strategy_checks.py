@@ -7,7 +7,7 @@ import pytest
 from flwr.serverapp.strategy import FedAvg, QFedAvg
 from torch import nn
 
-from flower_psl import ConfigError, ParallelSplitLearning
+from flower_psl import ConfigError, FailurePolicy, ParallelSplitLearning
 
 Make = Callable[..., ParallelSplitLearning]
 
@@ -56,7 +56,6 @@ Make = Callable[..., ParallelSplitLearning]
         ({"transport": "http"}, "transport is 'http'; it is one of auto, stream, messages"),
         ({"transport": ""}, "transport is ''; it is one of auto"),
         ({"fraction_evaluate": "all"}, "fraction_evaluate is 'all'; it is a share from 0 to 1"),
-        ({"step_timeout_s": "3"}, "step_timeout_s is '3'; it is a finite number above 0"),
         ({"min_available_nodes": True}, "min_available_nodes is True; it is an integer"),
         ({"device": "cudda"}, "device is 'cudda'; it is a device of torch, such as 'cpu'"),
         ({"stream": "0.0.0.0:9200"}, "stream is '0.0.0.0:9200'; it must be a StreamSettings"),
@@ -70,9 +69,18 @@ Make = Callable[..., ParallelSplitLearning]
         ({"evaluate_batch_size": 0}, "evaluate_batch_size is 0"),
         ({"min_available_nodes": -1}, "min_available_nodes is -1"),
         ({"node_timeout_s": 0.0}, "node_timeout_s is 0.0; it is a finite number above 0"),
-        ({"step_timeout_s": float("inf")}, "step_timeout_s is inf"),
-        ({"step_timeout_s": float("nan")}, "step_timeout_s is nan"),
         ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0"),
+        (
+            {"failures": 5.0},
+            r"failures is 5.0; it must be a FailurePolicy, such as FailurePolicy\(",
+        ),
+        (
+            {
+                "failures": FailurePolicy(quorum=0.9),
+                "loss_fn": nn.CrossEntropyLoss(reduction="sum"),
+            },
+            "quorum is 0.9 with a loss of reduction='sum', .* Give the loss reduction='mean'",
+        ),
         ({"seed": -1}, "seed is -1; it is an integer from 0 to"),
         ({"seed": 2**63}, f"seed is {2**63}"),
         ({"seed": 0.5}, "seed is 0.5"),

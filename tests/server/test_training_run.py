@@ -17,17 +17,19 @@ from flower_psl import (
     BatchSchedule,
     ClientError,
     ConfigError,
+    FailurePolicy,
     GlobalSampler,
     ParallelSplitLearning,
     QuotaSampler,
     RunRecorder,
     Sampler,
+    SequentialSampler,
     SplitClient,
     WaitError,
     cut,
     run_in_process,
 )
-from flower_psl.transport import Device, InProcessTransport
+from flower_psl.transport import Answers, Device, InProcessTransport
 from flower_psl.wire import DescribeReply, Phase, StepId, StepReply, StepRequest
 
 if TYPE_CHECKING:
@@ -236,7 +238,7 @@ def test_a_run_that_fails_leaves_no_summary_and_its_recorder_free(
     make_strategy: Make, clients: dict[int, SplitClient], arrays: ArrayRecord, tmp_path: Path
 ) -> None:
     (tmp_path / "summary.json").write_text("{}")
-    strategy = make_strategy(recorder=RunRecorder(tmp_path))
+    strategy = make_strategy(recorder=RunRecorder(tmp_path), failures=FailurePolicy(min_clients=3))
     failing: dict[int, Device] = {**clients, 9: Watched(clients[9], fails_in=(2, 1))}
     with pytest.raises(ClientError, match=r"client 9, round 2, step 1: .*OSError: the camera is"):
         run_in_process(strategy, failing, arrays, num_rounds=2)
@@ -279,12 +281,14 @@ def test_no_exchange_may_outlast_its_round(
     class Bounded(InProcessTransport):
         def exchange(
             self, requests: Mapping[int, StepRequest], timeout_s: float
-        ) -> dict[int, StepReply]:
+        ) -> Answers[StepReply]:
             bounds.append(timeout_s)
             return super().exchange(requests, timeout_s)
 
     for step_timeout_s, timeout in ((20.0, 3600.0), (300.0, 100.0)):
-        make_strategy(step_timeout_s=step_timeout_s, fraction_evaluate=0.0).run_over(
+        make_strategy(
+            failures=FailurePolicy(step_timeout_s=step_timeout_s), fraction_evaluate=0.0
+        ).run_over(
             Bounded(clients),
             arrays,
             num_rounds=1,
@@ -307,7 +311,7 @@ class Slow(InProcessTransport):
 
     def exchange(
         self, requests: Mapping[int, StepRequest], timeout_s: float
-    ) -> dict[int, StepReply]:
+    ) -> Answers[StepReply]:
         self.bounds.append((next(iter(requests.values())).phase, timeout_s))
         self._clock.sleep(self._takes_s)
         return super().exchange(requests, timeout_s)
@@ -322,7 +326,7 @@ def test_the_bound_of_a_round_holds_for_both_exchanges_of_a_step(
 ) -> None:
     monkeypatch.setattr("flower_psl.server.training_run.time", fake_time)
     transport = Slow(clients, fake_time, takes_s=15.0)
-    strategy = make_strategy(step_timeout_s=40.0, fraction_evaluate=0.0)
+    strategy = make_strategy(failures=FailurePolicy(step_timeout_s=40.0), fraction_evaluate=0.0)
     with pytest.raises(WaitError, match="round 1, step 2: the round took longer than 45 s; raise"):
         strategy.run_over(
             transport, arrays, num_rounds=1, timeout=45.0, evaluate_fn=None, min_nodes=3
@@ -412,3 +416,107 @@ def test_a_run_that_fails_before_it_starts_leaves_no_earlier_summary(
     with pytest.raises(ClientError, match="none of the 1 clients has training data"):
         run_in_process(strategy, {0: nobody}, arrays, num_rounds=1)
     assert not (tmp_path / "summary.json").exists()
+
+
+class Flaky(Watched):
+    """Fails in some attempts, which are counted from 1, and no others."""
+
+    def __init__(self, client: SplitClient, *attempts: int) -> None:
+        super().__init__(client)
+        self._attempts = attempts
+        self.asked: list[tuple[int, int, int]] = []
+
+    def handle(self, request: StepRequest) -> StepReply:
+        if request.phase is Phase.FORWARD:
+            self.asked.append((request.id.server_round, request.id.plan, request.id.step))
+            if len(self.asked) in self._attempts:
+                raise OSError("the camera is gone")
+        return super().handle(request)
+
+
+def test_a_step_that_fails_is_drawn_anew_and_all_of_it_is_in_the_records(
+    make_strategy: Make,
+    clients: dict[int, SplitClient],
+    arrays: ArrayRecord,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flaky = Flaky(clients[9], 1)
+    strategy = make_strategy(recorder=RunRecorder(tmp_path))
+    with caplog.at_level(logging.INFO, "flwr.psl"):
+        result = run_in_process(strategy, {**clients, 9: flaky}, arrays, num_rounds=1)
+    first, second, *_ = read_steps(tmp_path)
+    assert (first["plan"], first["redraws"]) == (1, 1)
+    assert set(first["clients"]) <= {"2", "5"}
+    assert "OSError: the camera is gone" in first["failed"]["9"]
+    assert (second["plan"], second["redraws"], second["failed"]) == (2, 0, {})
+    assert result.train_metrics_clientapp[1]["num-examples"] == NUM_EXAMPLES
+    assert result.train_metrics_clientapp[1]["not-seen"] == 0
+    assert result.train_metrics_clientapp[1]["redrawn"] == 8
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["failures"] == {"9": {"failed or lost": 1}}
+    assert summary["inclusion"] == {"2": 1.0, "5": 1.0, "9": 1.0}
+    assert (summary["not_seen"], summary["redrawn"]) == (0, 8)
+    for line in (
+        "client 9 is left out (failed or lost): client 9, round 1, step 1: the client raised",
+        "round 1, step 1 is discarded; what is left of its 8 examples is drawn anew",
+        "client 9, node 9: it is back and takes part again",
+        "0 examples not seen",
+    ):
+        assert line in caplog.text
+
+
+def test_over_messages_a_client_comes_back_with_the_next_round(
+    make_strategy: Make, clients: dict[int, SplitClient], arrays: ArrayRecord
+) -> None:
+    class Messages(InProcessTransport):
+        name = "messages"
+
+    flaky = Flaky(clients[9], 1)
+    result = make_strategy().run_over(
+        Messages({**clients, 9: flaky}),
+        arrays,
+        num_rounds=2,
+        timeout=60,
+        evaluate_fn=None,
+        min_nodes=3,
+    )
+    assert [asked[0] for asked in flaky.asked].count(1) == 1
+    assert result.train_metrics_clientapp[1]["num-examples"] == 11
+    assert result.train_metrics_clientapp[1]["not-seen"] == 10
+    assert result.train_metrics_clientapp[2]["num-examples"] == NUM_EXAMPLES
+    assert flaky.used == {2: list(range(10, 20))}
+
+
+def test_a_run_whose_steps_are_never_taken_stops(
+    make_strategy: Make, clients: dict[int, SplitClient], arrays: ArrayRecord
+) -> None:
+    broken = {key: Flaky(clients[key], *range(1, 9)) for key in (2, 5)}
+    strategy = make_strategy(
+        sampler=SequentialSampler(batch_size=4), failures=FailurePolicy(max_redraws=1)
+    )
+    with pytest.raises(
+        ClientError,
+        match=r"round 1, step 1 was discarded 2 times in a row; FailurePolicy.max_redraws is 1\. "
+        r"Lower its quorum, .* The last one: client 5, round 1, step 1: the client raised OSErr",
+    ):
+        run_in_process(strategy, {**clients, **broken}, arrays, num_rounds=1)
+
+
+def test_a_client_that_fails_in_evaluation_is_missing_from_it(
+    make_strategy: Make, clients: dict[int, SplitClient], arrays: ArrayRecord
+) -> None:
+    class NoTest(Watched):
+        def handle(self, request: StepRequest) -> StepReply:
+            if request.phase is Phase.EVALUATE and request.id.server_round == 1:
+                raise OSError("the camera is gone")
+            return super().handle(request)
+
+    result = run_in_process(
+        make_strategy(), {**clients, 9: NoTest(clients[9])}, arrays, num_rounds=2
+    )
+    first, second = (result.evaluate_metrics_clientapp[i] for i in (1, 2))
+    assert (first["num-examples"], first["missing-clients"]) == (3, [9])
+    assert second["num-examples"] == 8
+    assert "missing-clients" not in second
+    assert result.train_metrics_clientapp[2]["num-examples"] == NUM_EXAMPLES

@@ -183,6 +183,10 @@ def test_what_a_segment_records_passes_the_check() -> None:
         ("norm.count", torch.tensor([0])),
         ("norm.count", torch.tensor([4.0])),
         ("norm.count", torch.tensor([4, 4])),
+        ("norm.count", torch.tensor([2**40 + 1])),
+        ("norm.mean", torch.full((1, 3), 1e20).double()),
+        ("norm.mean", torch.full((1, 3), -1e300, dtype=torch.float64)),
+        ("norm.var", torch.full((1, 3), 1e38).double()),
         ("norm.count", None),
         ("norm.mean", None),
     ],
@@ -202,6 +206,39 @@ def test_moments_that_cannot_be_are_refused(name: str, value: Tensor | None) -> 
         ProtocolError, match=r"client 1, round 2: .*'norm' have .* of shape .*Look"
     ):
         check_moments(segment, moments, "client 1, round 2")
+
+
+def test_moments_of_more_calls_than_any_pass_has_are_refused() -> None:
+    segment = nn.ModuleDict({"norm": nn.BatchNorm1d(3)})
+    moments = {
+        "norm.mean": torch.zeros(1001, 3).double(),
+        "norm.var": torch.ones(1001, 3).double(),
+        "norm.count": torch.ones(1001, dtype=torch.int64),
+    }
+    with pytest.raises(ProtocolError, match=r"client 1: .* for at most 1000 calls. Look"):
+        check_moments(segment, moments, "client 1")
+    check_moments(segment, {name: part[:1000] for name, part in moments.items()}, "client 1")
+
+
+def test_the_greatest_moments_that_pass_leave_statistics_finite() -> None:
+    layer = nn.BatchNorm1d(1)
+    greatest = torch.finfo(torch.float32).max / 8
+    parts = [
+        {
+            "0.mean": torch.tensor([[sign * greatest**0.5]], dtype=torch.float64),
+            "0.var": torch.zeros(1, 1).double(),
+            "0.count": torch.tensor([count]),
+        }
+        for sign, count in ((1, 1), (-1, 1), (0.99, 2**40))
+    ]
+    segment = nn.Sequential(layer)
+    for part in parts:
+        check_moments(segment, part, "client 1")
+    for chosen in (parts, parts[:2]):
+        for _ in range(1000):
+            update_running_statistics(segment, chosen)
+        assert layer.running_var is not None
+        assert bool(torch.isfinite(layer.running_var).all())
 
 
 def test_moments_of_an_unknown_layer_are_refused() -> None:

@@ -92,6 +92,10 @@ def test_a_model_without_surprises_agrees_in_training_mode(
     # The input, what goes through GroupNorm and what comes out of ReLU, and GroupNorm's
     # mean and deviation of two groups.
     assert report.memory.bytes_per_example == 4 * (36 + 64 + 64 + 4)
+    # A convolution of 16 places, 9 weights a place and 4 channels, and its weights' gradient;
+    # the server's layers need their inputs' gradients as well.
+    assert report.client_flops_per_example == 2 * 2 * 16 * 9 * 4
+    assert report.server_flops_per_example == 3 * 2 * (4 * 36 * 4 + 16 * 10)
 
 
 def test_the_bytes_are_those_of_the_models_own_precision() -> None:

@@ -22,6 +22,8 @@ def report(
         ),
         client_parameters=1200,
         server_parameters=34000,
+        client_flops_per_example=1_234_567,
+        server_flops_per_example=890,
         held_in_evaluation=held,
         findings=findings,
     )
@@ -60,6 +62,7 @@ def test_the_text_groups_findings_by_what_they_say() -> None:
         "client 1,200 parameters, server 34,000 parameters",
         "activations (8, 4, 4): 512 bytes an example travel each way",
         "a device holds 9.6 kB (parameters, gradients, buffers) + 2.35 MB an example",
+        "a device computes 1.23 MFLOP an example, the server 890 FLOP",
         "compared in evaluation mode: bn0, bn1",
         "batch_norm: bn0, bn1, bn2 and 2 more: Normalizes.",
         "frozen: the client segment: Is frozen.",

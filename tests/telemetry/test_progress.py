@@ -84,6 +84,23 @@ def test_a_resumed_run_counts_only_its_own_steps() -> None:
     assert lines == ["round 9/10, step 5/10: loss 0.2500, 1.0 steps/s, 0:15 left"]
 
 
+def test_a_round_that_goes_on_counts_only_the_steps_since() -> None:
+    clock = Clock()
+    lines: list[str] = []
+    progress = Progress(2, log=lines.append, clock=clock)
+    progress.start_round(1, 10, done=7)
+    clock.now += 5
+    progress.step(8, 0.25)
+    progress.end_round()
+    progress.start_round(2, 10)
+    clock.now += 5
+    progress.step(1, 0.25)
+    assert lines == [
+        "round 1/2, step 8/10: loss 0.2500, 0.2 steps/s, 1:00 left",
+        "round 2/2, step 1/10: loss 0.2500, 0.2 steps/s, 0:45 left",
+    ]
+
+
 @settings(deadline=None)
 @given(
     rounds=st.integers(1, 5),

@@ -27,6 +27,9 @@ def step_record(
         bytes_down=512,
         seconds={"forward": 0.25, "total": 1.5} if seconds is None else seconds,
         client_seconds={3: 0.125} if client_seconds is None else client_seconds,
+        plan=1,
+        redraws=2,
+        failed={7: "it is late"},
     )
 
 
@@ -43,6 +46,11 @@ def round_record(
         accuracy=accuracy,
         loss=loss,
         seconds=seconds,
+        not_seen=3,
+        redrawn=8,
+        inclusion={0: 0.75},
+        bytes_up=64,
+        bytes_down=32,
     )
 
 
@@ -50,14 +58,16 @@ def test_step_record_is_this_line() -> None:
     assert json.dumps(step_record().to_json()) == (
         '{"round": 2, "step": 3, "loss": 0.5, "effective_batch_size": 8, '
         '"clients": {"0": 5, "7": 3}, "bytes_up": 1024, "bytes_down": 512, '
-        '"seconds": {"forward": 0.25, "total": 1.5}, "client_seconds": {"3": 0.125}}'
+        '"seconds": {"forward": 0.25, "total": 1.5}, "client_seconds": {"3": 0.125}, '
+        '"plan": 1, "redraws": 2, "failed": {"7": "it is late"}}'
     )
 
 
 def test_round_record_is_this_line() -> None:
     assert json.dumps(round_record().to_json()) == (
         '{"round": 1, "steps": 4, "train_loss": 0.75, "accuracy": 0.5, "loss": 1.25, '
-        '"seconds": 2.0}'
+        '"seconds": 2.0, "not_seen": 3, "redrawn": 8, "inclusion": {"0": 0.75}, '
+        '"bytes_up": 64, "bytes_down": 32}'
     )
 
 

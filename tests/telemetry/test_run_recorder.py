@@ -1,13 +1,15 @@
 import json
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from flower_psl.errors import ConfigError, PslError
-from flower_psl.telemetry import RoundRecord, RunInfo, RunRecorder, StepRecord
+from flower_psl.errors import CheckpointError, ConfigError, PslError
+from flower_psl.telemetry import RoundRecord, RunInfo, RunRecorder, StepRecord, run_recorder
 
 ALL_FILES = {
     "summary.json",
@@ -69,7 +71,7 @@ def test_a_run_leaves_its_files(tmp_path: Path) -> None:
     assert (out / "steps.jsonl").read_text(encoding="utf-8") == (
         '{"round": 1, "step": 1, "loss": 0.5, "effective_batch_size": 8, '
         '"clients": {"0": 5, "1": 3}, "bytes_up": 100, "bytes_down": 10, '
-        '"seconds": {"total": 0.5}, "client_seconds": {}}\n'
+        '"seconds": {"total": 0.5}, "client_seconds": {}, "plan": 0, "redraws": 0, "failed": {}}\n'
     )
 
 
@@ -221,3 +223,89 @@ def test_preparing_removes_an_earlier_run_before_the_next_one_starts(tmp_path: P
     (tmp_path / "notes.txt").write_text("mine")
     RunRecorder(tmp_path).prepare()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "steps.jsonl"]
+
+
+def steps_of(out: Path) -> list[int]:
+    lines = (out / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_a_resumed_run_leaves_what_one_that_was_never_stopped_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedules: list[object] = []
+    monkeypatch.setattr(run_recorder, "draw_rounds", lambda rounds, out: [])
+    monkeypatch.setattr(run_recorder, "draw_schedule", lambda steps, out: schedules.append(steps))
+    steps = [replace(STEP, step=number, loss=0.1 * number) for number in range(1, 6)]
+    times = iter([100.0, 103.0, 500.0, 501.5, 0.0, 4.5])
+    clock = partial(next, times)
+    recorder = RunRecorder(tmp_path, clock=clock)
+    recorder.start(INFO)
+    for record in steps[:3]:
+        recorder.record_step(record)
+    state = recorder.state()
+    recorder.record_step(steps[3])  # not in the state: it will come again
+    recorder.close()
+    resumed = RunRecorder(tmp_path, clock=clock)
+    resumed.resume(INFO, state)
+    for record in steps[3:]:
+        resumed.record_step(record)
+    resumed.record_round(ROUND)
+    resumed.finish(MODEL)
+    assert steps_of(tmp_path) == [1, 2, 3, 4, 5]
+    whole = RunRecorder(tmp_path / "whole", clock=clock)
+    whole.start(INFO)
+    for record in steps:
+        whole.record_step(record)
+    whole.record_round(ROUND)
+    whole.finish(MODEL)
+    assert schedules[0] == schedules[1] == [{0: 5, 1: 3}] * 5
+    for name in ("steps.jsonl", "summary.json"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_resumed_run_has_the_rounds_before(tmp_path: Path) -> None:
+    info = replace(INFO, rounds=2)
+    recorder = RunRecorder(tmp_path)
+    recorder.start(info)
+    recorder.record_step(STEP)
+    recorder.record_round(ROUND)
+    state = recorder.state()
+    recorder.close()
+    recorder.resume(info, state)
+    recorder.record_round(replace(UNEVALUATED, server_round=2))
+    summary = json.loads(recorder.finish(MODEL).read_text(encoding="utf-8"))
+    assert (summary["best_accuracy"], summary["steps"]) == (0.75, 1)
+
+
+def test_resuming_removes_results_but_no_steps(tmp_path: Path) -> None:
+    record_run(RunRecorder(tmp_path))
+    RunRecorder(tmp_path).prepare(keep_steps=True)
+    assert names(tmp_path) == {"steps.jsonl"}
+    assert steps_of(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("there", ["", '{"round": 1, "step"'])
+def test_steps_that_are_missing_are_refused(there: str, tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path)
+    recorder.start(INFO)
+    recorder.record_step(STEP)
+    state = recorder.state()
+    recorder.close()
+    (tmp_path / "steps.jsonl").write_text(there)
+    with pytest.raises(
+        CheckpointError, match=rf"has {len(there)} bytes; .*had written \d+ .*Bring"
+    ):
+        recorder.resume(INFO, state)
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", '{"round": 1, "step": 2}', "nonsense", '{"x": 1}'])
+def test_lines_that_are_no_steps_are_refused_by_number(line: str, tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path)
+    recorder.start(INFO)
+    recorder.record_step(STEP)
+    state = recorder.state()
+    recorder.close()
+    (tmp_path / "steps.jsonl").write_text(f"{line}\n".ljust(1000))
+    with pytest.raises(CheckpointError, match=r"steps.jsonl, line 1: .*not the record .*Bring"):
+        recorder.resume(INFO, state)

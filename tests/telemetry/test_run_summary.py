@@ -1,4 +1,5 @@
 import platform
+from dataclasses import replace
 from importlib import metadata
 
 import pytest
@@ -18,6 +19,7 @@ KEYS = [
     "final_accuracy",
     "best_accuracy",
     "final_loss",
+    "accuracy_by_round",
     "mean_effective_batch_size",
     "seconds",
     "steps_per_second",
@@ -25,6 +27,10 @@ KEYS = [
     "bytes_down",
     "transport",
     "refused",
+    "failures",
+    "inclusion",
+    "not_seen",
+    "redrawn",
     "sampler_details",
     "seed",
     "versions",
@@ -98,6 +104,7 @@ def test_golden_summary() -> None:
         "final_accuracy": 0.8,
         "best_accuracy": 0.9,
         "final_loss": 0.75,
+        "accuracy_by_round": [0.1, 0.9, 0.8],
         "mean_effective_batch_size": 20 / 3,
         "seconds": 4.0,
         "steps_per_second": 3.0,
@@ -105,6 +112,10 @@ def test_golden_summary() -> None:
         "bytes_down": 30,
         "transport": "in-process",
         "refused": {"malformed frame": 1, "wrong token": 2},
+        "failures": {},
+        "inclusion": {},
+        "not_seen": 0,
+        "redrawn": 0,
         "sampler_details": {"participation": 0.5},
         "seed": 7,
     }
@@ -127,12 +138,27 @@ def test_what_never_was_is_none() -> None:
     }
 
 
+def test_what_clients_failed_in_is_there_with_how_much_of_their_data_was_used() -> None:
+    summary = RunSummary(INFO)
+    summary.add_round(after_round(0, None, None))
+    for share in (1.0, 0.5):
+        part = after_round(1, None, None)
+        summary.add_round(
+            replace(part, not_seen=3, redrawn=8, inclusion={0: 1.0, 10: share}, bytes_up=7)
+        )
+    content = summary.to_json(1.0, failures={10: {"unusable": 1, "late": 2}})
+    assert content["failures"] == {"10": {"late": 2, "unusable": 1}}
+    assert content["inclusion"] == {"0": 1.0, "10": 0.75}
+    assert (content["not_seen"], content["redrawn"], content["bytes_up"]) == (6, 16, 14)
+
+
 def test_final_is_the_last_that_was_evaluated() -> None:
     summary = RunSummary(INFO)
     summary.add_round(after_round(1, 0.5, 1.5))
     summary.add_round(after_round(2, None, None))
     content = summary.to_json(seconds=1.0)
     assert (content["final_accuracy"], content["final_loss"]) == (0.5, 1.5)
+    assert content["accuracy_by_round"] == [0.5, None]
 
 
 def test_an_accuracy_of_zero_is_no_missing_one() -> None:

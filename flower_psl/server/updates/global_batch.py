@@ -13,6 +13,7 @@ from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.step_plan import StepPlan
 from flower_psl.server.updates.server_update import ServerTurn
 from flower_psl.split import ServerPass
+from flower_psl.storage import State
 
 # What rounding in float32, or a sum in another order, may come to.
 _TOLERANCE = 1e-3
@@ -60,6 +61,13 @@ class GlobalBatch:
 
     def end_round(self) -> None:
         """Do nothing: there is one segment."""
+
+    def state(self) -> State:
+        """Return nothing: all is in the learner."""
+        return {}
+
+    def load_state(self, state: State) -> None:
+        """Do nothing."""
 
     @torch.no_grad()
     def _check_additive(

@@ -5,13 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flower_psl.errors import PslError
+from flower_psl.server.discarded import DiscardedError
+from flower_psl.server.kept_buffers import kept_buffers
 from flower_psl.server.learner import Learner
 from flower_psl.server.loss_normalizer import loss_normalizer
 from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.step_plan import StepPlan
-from flower_psl.server.updates.server_update import ServerTurn
+from flower_psl.server.updates.server_update import ServerTurn, turn_of_parts
 from flower_psl.server.weighted_mean import weighted_mean
 from flower_psl.split import load_tensors, segment_tensors
+from flower_psl.storage import State
 
 
 class PerClientAverage:
@@ -40,24 +44,32 @@ class PerClientAverage:
     ) -> ServerTurn:
         """Update the copy of each client."""
         loss_fn = self._forward.loss_fn
-        whole = loss_normalizer(loss_fn, torch.cat([*labels]))
-        loss, gradients = 0.0, [torch.zeros_like(part) for part in activations]
-        for place, key in enumerate(plan.batch_sizes):
+        gradients = [torch.zeros_like(part) for part in activations]
+        losses: list[tuple[float, float]] = []
+        failures: dict[int, PslError] = {}
+        keys = list(plan.batch_sizes)
+        for place, key in enumerate(keys):
             mass = loss_normalizer(loss_fn, labels[place])
             if not mass:
                 continue  # every label is ignored: there is no loss
-            if key not in self._copies:
-                self._copies[key] = self._learner.server_copy()
-            learner = self._copies[key]
+            learner = self._copies.get(key) or self._learner.server_copy()
             learner.start_step()
-            passed = self._forward.run(
-                learner.model.server, plan, [activations[place]], labels[place], client=key
-            )
+            try:
+                with kept_buffers(learner.model.server):
+                    passed = self._forward.run_part(
+                        learner.model.server, plan, key, activations[place], labels[place]
+                    )
+            except DiscardedError as error:
+                failures |= error.failures
+                continue
             [gradients[place]] = passed.backward()
             learner.take_step()
+            self._copies[key] = learner
             self._masses[key] = self._masses.get(key, 0.0) + mass
-            loss += mass / whole * float(passed.loss.detach())
-        return ServerTurn(loss, gradients)
+            losses.append((mass, float(passed.loss.detach())))
+        return turn_of_parts(
+            loss_fn, dict(zip(keys, labels, strict=True)), losses, gradients, failures
+        )
 
     def end_round(self) -> None:
         """Average the copies into the server segment, and drop them."""
@@ -77,3 +89,19 @@ class PerClientAverage:
         }
         load_tensors(segment, {name: mean[name] for name in changed})
         self._copies, self._masses = {}, {}
+
+    def state(self) -> State:
+        """Return the copies of this round."""
+        # The client segment is the learner's own, and saved with it.
+        return {
+            "copies": {key: {**copy.state(), "client": {}} for key, copy in self._copies.items()},
+            "masses": self._masses,
+        }
+
+    def load_state(self, state: State) -> None:
+        """Go on with the copies that `state` returned."""
+        client = segment_tensors(self._learner.model.client)
+        self._copies = {key: self._learner.server_copy() for key in state["copies"]}
+        for key, copy in self._copies.items():
+            copy.load_state({**state["copies"][key], "client": client})
+        self._masses = {key: float(state["masses"][key]) for key in self._copies}

@@ -5,12 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flower_psl.errors import PslError
 from flower_psl.sampling import Purpose, generator
+from flower_psl.server.discarded import DiscardedError
+from flower_psl.server.kept_buffers import kept_buffers
 from flower_psl.server.learner import Learner
 from flower_psl.server.loss_normalizer import loss_normalizer
 from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.step_plan import StepPlan
-from flower_psl.server.updates.server_update import ServerTurn
+from flower_psl.server.updates.server_update import ServerTurn, turn_of_parts
+from flower_psl.storage import State
 
 
 class PerClientSequential:
@@ -37,22 +41,38 @@ class PerClientSequential:
         """Take one update a client."""
         learner, loss_fn = self._learner, self._forward.loss_fn
         keys = list(plan.batch_sizes)
-        whole = loss_normalizer(loss_fn, torch.cat([*labels]))
-        loss, gradients = 0.0, [torch.zeros_like(part) for part in activations]
+        gradients = [torch.zeros_like(part) for part in activations]
+        losses: list[tuple[float, float]] = []
+        failures: dict[int, PslError] = {}
         draws = generator(self._forward.seed, Purpose.SERVER_ORDER, plan.server_round, plan.step)
         for place in draws.permutation(len(keys)):
             mass = loss_normalizer(loss_fn, labels[place])
             if not mass:
                 continue  # every label is ignored: there is no loss
             learner.start_step()
-            passed = self._forward.run(
-                learner.model.server, plan, [activations[place]], labels[place], client=keys[place]
-            )
+            try:
+                with kept_buffers(learner.model.server):
+                    passed = self._forward.run_part(
+                        learner.model.server, plan, keys[place], activations[place], labels[place]
+                    )
+            except DiscardedError as error:
+                failures |= error.failures
+                continue
             [gradients[place]] = passed.backward()
             learner.take_step()
-            loss += mass / whole * float(passed.loss.detach())
+            losses.append((mass, float(passed.loss.detach())))
+        turn = turn_of_parts(
+            loss_fn, dict(zip(keys, labels, strict=True)), losses, gradients, failures
+        )
         learner.advance_schedule()
-        return ServerTurn(loss, gradients)
+        return turn
 
     def end_round(self) -> None:
         """Do nothing: there is one segment."""
+
+    def state(self) -> State:
+        """Return nothing: all is in the learner."""
+        return {}
+
+    def load_state(self, state: State) -> None:
+        """Do nothing."""

@@ -1,11 +1,18 @@
 """How the server segment learns from one step, where clients update theirs by themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
+from flower_psl.errors import PslError
+from flower_psl.server.discarded import DiscardedError
+from flower_psl.server.loss_normalizer import loss_normalizer
 from flower_psl.server.step_plan import StepPlan
+from flower_psl.split import LossFn
+from flower_psl.storage import State
 
 
 class ServerTurn(NamedTuple):
@@ -17,10 +24,14 @@ class ServerTurn(NamedTuple):
         The loss over the global batch.
     cut_gradients : list of Tensor
         For each client, in client order, the gradient of its *own* loss by its activations.
+    failures : dict of int to PslError
+        The clients, by key, whose part could not be computed, while others' updates are made:
+        nothing was learned from it.
     """
 
     loss: float
     cut_gradients: list[Tensor]
+    failures: Mapping[int, PslError] = MappingProxyType({})
 
 
 class ServerUpdate(Protocol):
@@ -40,9 +51,52 @@ class ServerUpdate(Protocol):
 
         Raises
         ------
+        DiscardedError
+            If there is no update because of what clients sent.
         PslError
-            If the segment or the loss raises, or a loss is not finite.
+            If there is none for another reason.
         """
 
     def end_round(self) -> None:
         """Bring the server segment to its state between rounds."""
+
+    def state(self) -> State:
+        """Return what is kept from step to step beside the learner's own state."""
+
+    def load_state(self, state: State) -> None:
+        """Go on with what `state` returned."""
+
+
+def turn_of_parts(
+    loss_fn: LossFn,
+    labels: Mapping[int, Tensor],
+    losses: Sequence[tuple[float, float]],
+    cut_gradients: list[Tensor],
+    failures: Mapping[int, PslError],
+) -> ServerTurn:
+    """Return a turn in which each client's part was an update of its own.
+
+    Parameters
+    ----------
+    loss_fn : callable
+        The loss.
+    labels : mapping of int to Tensor
+        Labels by client key, in client order.
+    losses : sequence of (float, float)
+        Of each part that was computed, what its loss is divided by, and the loss.
+    cut_gradients : list of Tensor
+        As for `ServerTurn`.
+    failures : mapping of int to PslError
+        Of the parts that were not.
+
+    Raises
+    ------
+    DiscardedError
+        If none was.
+    """
+    there = [part for key, part in labels.items() if key not in failures]
+    if not there:
+        raise DiscardedError(failures)
+    whole = loss_normalizer(loss_fn, torch.cat(there))
+    loss = sum((mass / whole * loss for mass, loss in losses), start=0.0)
+    return ServerTurn(loss, cut_gradients, failures)

@@ -1,4 +1,7 @@
-from collections.abc import Callable
+import copy
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,11 +10,14 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
-from flower_psl import PslError, SplitModel
+from flower_psl import PslError, SplitModel, cut
+from flower_psl.server.discarded import DiscardedError
+from flower_psl.server.kept_buffers import kept_buffers
 from flower_psl.server.learner import Learner
 from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.step_plan import StepPlan
 from flower_psl.server.updates import SERVER_UPDATES, ServerUpdate
+from flower_psl.storage import pack_state, unpack_state
 
 PLAN = StepPlan(server_round=1, step=1, batch_sizes={2: 3, 5: 1}, starts={2: 0, 5: 0})
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -28,7 +34,12 @@ def learner_of(split: SplitModel, **changes: Any) -> Learner:
         "max_grad_norm": None,
         "server_only": True,
     }
-    return Learner(split, lambda p: SGD(p, lr=0.1), **(settings | changes))
+    optimizer_fn = changes.pop("optimizer_fn", lambda p: SGD(p, lr=0.1))
+    return Learner(split, optimizer_fn, **(settings | changes))
+
+
+def momentum(parameters: Iterable[nn.Parameter]) -> SGD:
+    return SGD(parameters, lr=0.1, momentum=0.9)
 
 
 def batch(labels: list[list[int]]) -> tuple[list[Tensor], list[Tensor]]:
@@ -158,9 +169,75 @@ def test_a_loss_that_is_no_mean_over_examples_is_refused(split: SplitModel) -> N
     make("global-batch", total, learner_of(split)).run(PLAN, *batch([[0, 1, 2], [2]]))
 
 
-def test_a_loss_that_diverges_names_its_client(split: SplitModel) -> None:
-    activations, labels = batch([[0, 1, 2], [2]])
-    activations[1] = activations[1] * torch.inf
-    update = make("per-client-average", nn.CrossEntropyLoss(), learner_of(split))
-    with pytest.raises(PslError, match=r"client 5, round 1, step 1: the loss is nan; it must be"):
-        update.run(PLAN, activations, labels)
+def with_batch_norm() -> SplitModel:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    return cut(model.double(), at="1")
+
+
+@pytest.mark.parametrize("name", ["per-client-average", "per-client-sequential"])
+def test_nothing_is_learned_from_a_part_that_cannot_be_computed(name: str) -> None:
+    split, alone = with_batch_norm(), with_batch_norm()
+    alone.load_state_dict(split.state_dict())
+    plan = replace(PLAN, batch_sizes={2: 3, 5: 2})
+    activations, labels = batch([[0, 1, 2], [2, 0]])
+    update = make(name, nn.CrossEntropyLoss(), learner_of(split))
+    turn = update.run(plan, [activations[0], activations[1] * torch.inf], labels)
+    update.end_round()
+    [(key, failure)] = turn.failures.items()
+    assert key == 5
+    assert re.search("client 5, round 1, step 1: the loss is nan; it must be", str(failure))
+    reference = make(name, nn.CrossEntropyLoss(), learner_of(alone))
+    expected = reference.run(plan.of([2]), activations[:1], labels[:1])
+    reference.end_round()
+    assert turn.loss == expected.loss
+    assert torch.equal(turn.cut_gradients[0], expected.cut_gradients[0])
+    assert all(map(torch.equal, split.state_dict().values(), alone.state_dict().values()))
+
+
+@pytest.mark.parametrize("name", SERVER_UPDATES)
+def test_a_step_of_which_no_part_can_be_computed_is_no_step(name: str) -> None:
+    split = with_batch_norm()
+    before = copy.deepcopy(split.state_dict())
+    plan = replace(PLAN, batch_sizes={2: 3, 5: 2})
+    activations, labels = batch([[0, 1, 2], [2, 0]])
+    update = make(name, nn.CrossEntropyLoss(), learner_of(split))
+    with (
+        pytest.raises((DiscardedError, PslError), match="the loss is nan"),
+        kept_buffers(split.server),
+    ):
+        update.run(plan, [part * torch.inf for part in activations], labels)
+    update.end_round()
+    for tensor, old in zip(split.state_dict().values(), before.values(), strict=True):
+        assert torch.equal(tensor, old)
+
+
+@pytest.mark.parametrize("name", ["per-client-average", "per-client-sequential"])
+@pytest.mark.parametrize("server_round", [1, 2])
+def test_a_part_for_which_the_loss_raises_is_its_clients_once_steps_were_taken(
+    split: SplitModel, name: str, server_round: int
+) -> None:
+    plan = replace(PLAN, server_round=server_round)
+    activations, labels = batch([[0, 1, 2], [9]])
+    update = make(name, nn.CrossEntropyLoss(), learner_of(split))
+    if server_round == 1:
+        with pytest.raises(PslError, match=r"client 5, round 1, step 1: .* raised IndexError"):
+            update.run(plan, activations, labels)
+    else:
+        assert list(update.run(plan, activations, labels).failures) == [5]
+
+
+@pytest.mark.parametrize("name", SERVER_UPDATES)
+def test_a_round_goes_on_from_its_state_with_the_same_bits(split: SplitModel, name: str) -> None:
+    other = copy.deepcopy(split)
+    learner, resumed = (learner_of(each, optimizer_fn=momentum) for each in (split, other))
+    update, again = (make(name, nn.CrossEntropyLoss(), each) for each in (learner, resumed))
+    update.run(PLAN, *batch([[0, 1, 2], [2]]))
+    saved = b"".join(pack_state({"learner": learner.state(), "update": update.state()}))
+    state = unpack_state(saved, "here")
+    resumed.load_state(state["learner"])
+    again.load_state(state["update"])
+    for each in (update, again):
+        each.run(replace(PLAN, step=2), *batch([[1, 1, 0], [0]]))
+        each.end_round()
+        each.run(replace(PLAN, server_round=2), *batch([[0, 2, 0], [1]]))
+    assert all(map(torch.equal, split.parameters(), other.parameters()))

@@ -1,0 +1,28 @@
+"""Buffers that change with a step, or not at all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from flower_psl.split import load_tensors
+
+
+@contextmanager
+def kept_buffers(segment: nn.Module) -> Iterator[None]:
+    """Put a segment's buffers back to what they were if the block raises.
+
+    A forward pass moves BatchNorm's running statistics before it is known whether the step
+    will be taken.
+
+    Parameters
+    ----------
+    segment : nn.Module
+        The segment.
+    """
+    before = {name: buffer.clone() for name, buffer in segment.named_buffers()}
+    try:
+        yield
+    except BaseException:
+        load_tensors(segment, before)
+        raise
