@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 import torch
@@ -11,21 +11,28 @@ from flwr.app import UserConfigValue
 
 from flower_psl import ConfigError
 
+from .flower_strategies import FLOWER_STRATEGIES
+from .methods import CUSTOM, METHODS
 from .models import check_model_name
 from .normalization import parse_statistics
 from .optimizers import OPTIMIZERS, SCHEDULES
 from .partitioners import PARTITIONERS
+from .phase_checks import check_phases
+from .phases import Phase, phases_of
 from .samplers import SAMPLERS
 from .settings import check_settings, parse_settings, setting, settings_of
 
 _PATHS = (
     "out",
+    "checkpoint-folder",
+    "state-dir",
     "client-costs",
     "stream-certificate-file",
     "stream-key-file",
     "stream-root-certificates-file",
 )
 _ENCODINGS = ("raw", "bf16", "fp16", "int8")
+_SERVER_UPDATES = ("global-batch", "per-client-average", "per-client-sequential")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +111,13 @@ class AppConfig:
     model: str = setting("small-cnn")
     cut: str = setting("")
 
-    sampler: str = setting("gpsl", one_of=SAMPLERS)
+    method: str = setting(CUSTOM, one_of=(*METHODS, CUSTOM))
+    phases: str = setting("")
+    compare: bool = setting(False)
+    sampler: str = setting("", one_of=("", *SAMPLERS))
+    client_sync: str = setting("", one_of=("", "step", "round", "none"))
+    server_update: str = setting("", one_of=("", *_SERVER_UPDATES))
+    client_strategy: str = setting("", one_of=("", *FLOWER_STRATEGIES))
     batch_size: int = setting(64, at_least=1)
     local_batch_size: int = setting(0, at_least=0)
     min_client_batch: int = setting(1, at_least=1)
@@ -115,6 +128,13 @@ class AppConfig:
 
     num_server_rounds: int = setting(10, at_least=1)
     steps_per_round: int = setting(0, at_least=0)
+    local_epochs: int = setting(1, at_least=1)
+    server_learning_rate: float = setting(0.0, at_least=0.0)
+    server_momentum: float = setting(0.9, at_least=0.0, below=1.0)
+    proximal_mu: float = setting(0.1, at_least=0.0)
+    num_malicious_nodes: int = setting(0, at_least=0)
+    trim_share: float = setting(0.2, at_least=0.0, below=0.5)
+
     optimizer: str = setting("sgd", one_of=OPTIMIZERS)
     learning_rate: float = setting(0.05, above=0.0)
     momentum: float = setting(0.9, at_least=0.0, below=1.0)
@@ -129,6 +149,12 @@ class AppConfig:
     min_available_nodes: int = setting(2, at_least=1)
     node_timeout_s: float = setting(120.0, above=0.0)
     step_timeout_s: float = setting(300.0, above=0.0)
+    quorum: float = setting(1.0, above=0.0, at_most=1.0)
+    min_clients: int = setting(1, at_least=1)
+    max_redraws: int = setting(10, at_least=1)
+    max_offences: int = setting(3, at_least=1)
+    max_activation_norm: float = setting(0.0, at_least=0.0)
+    max_update_norm: float = setting(0.0, at_least=0.0)
     transport: Literal["auto", "stream", "messages"] = setting(
         "auto", one_of=("auto", "stream", "messages")
     )
@@ -145,6 +171,12 @@ class AppConfig:
     gradient_encoding: str = setting("raw", one_of=_ENCODINGS)
     weight_encoding: str = setting("raw", one_of=_ENCODINGS)
 
+    checkpoint_folder: str = setting("")
+    checkpoint_every_steps: int = setting(0, at_least=0)
+    checkpoint_every_rounds: int = setting(1, at_least=0)
+    resume: Literal["auto", "never"] = setting("auto", one_of=("auto", "never"))
+    state_dir: str = setting("")
+
     out: str = setting("")
     torch_num_threads: int = setting(1, at_least=0)
     device: str = setting("cpu")
@@ -153,7 +185,7 @@ class AppConfig:
         """Check the values."""
         check_settings(self)
         check_model_name(self.model)
-        _check_sampler_settings(self)
+        check_phases(self)
         _check_device(self.device)
         for key in _PATHS:
             _check_path(key, getattr(self, settings_of(AppConfig)[key].name))
@@ -162,6 +194,15 @@ class AppConfig:
     def seed(self) -> int:
         """The seed of the run."""
         return self.data.seed
+
+    def with_seed(self, seed: int) -> Self:
+        """Return the same with another seed, which the partition of the data hangs on, too."""
+        return replace(self, data=replace(self.data, seed=seed))
+
+    @property
+    def parsed_phases(self) -> tuple[Phase, ...]:
+        """What the run consists of."""
+        return phases_of(self)
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, UserConfigValue]) -> Self:
@@ -205,30 +246,6 @@ def _check_path(key: str, path: str) -> None:
         raise ConfigError(
             f"{key} = {path!r} is a relative path, but Flower runs an app in a folder of its own, "
             "so paths have to be absolute; write '/home/me/runs/first', for example."
-        )
-
-
-def _check_sampler_settings(config: AppConfig) -> None:
-    only_with = {
-        "local-batch-size": "fls",
-        "min-client-batch": "gpsl",
-        "drop-last": "gpsl",
-        "client-costs": "straggler",
-        "participation": "straggler",
-        "concentration": "latent-dirichlet",
-    }
-    known = settings_of(AppConfig)
-    for key, sampler in only_with.items():
-        value, default = getattr(config, known[key].name), known[key].default
-        if value != default and config.sampler != sampler:
-            raise ConfigError(
-                f"{key} = {value!r} has no effect with sampler {config.sampler!r}; set sampler = "
-                f"{sampler!r}, or leave {key} at {default!r}."
-            )
-    if config.sampler == "straggler" and not config.client_costs:
-        raise ConfigError(
-            "client-costs is empty, but sampler 'straggler' has to know who is slow; name a .csv "
-            "or .json file of the clients' costs, or the steps.jsonl of an earlier run."
         )
 
 

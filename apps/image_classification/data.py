@@ -76,6 +76,10 @@ class ImageData:
         """
         return self._tensors(self._test)
 
+    def train_set(self) -> TensorDataset:
+        """Decode the whole training split; see `test_set`."""
+        return self._tensors(self._train)
+
     def partition(self, partition_id: int, num_partitions: int) -> TensorDataset:
         """Return the training examples of one client, which may be none; decode them once.
 
@@ -150,8 +154,12 @@ def held_out(examples: TensorDataset) -> tuple[TensorDataset, TensorDataset]:
     tuple of TensorDataset
         Training examples and test examples; the latter are none if there are fewer than 5.
     """
-    num_train = len(examples) - len(examples) // HELD_OUT_PART
+    return divided(examples, len(examples) - len(examples) // HELD_OUT_PART)
+
+
+def divided(examples: TensorDataset, first: int) -> tuple[TensorDataset, TensorDataset]:
+    """Divide examples into the first so many and the rest."""
     return (
-        TensorDataset(*(tensor[:num_train] for tensor in examples.tensors)),
-        TensorDataset(*(tensor[num_train:] for tensor in examples.tensors)),
+        TensorDataset(*(tensor[:first] for tensor in examples.tensors)),
+        TensorDataset(*(tensor[first:] for tensor in examples.tensors)),
     )

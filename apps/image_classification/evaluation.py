@@ -27,6 +27,12 @@ class Evaluation:
     loss: float
     num_examples: int
 
+    def to_metrics(self) -> MetricRecord:
+        """Return the metrics `accuracy`, `loss` and `num-examples`."""
+        return MetricRecord(
+            {"accuracy": self.accuracy, "loss": self.loss, "num-examples": self.num_examples}
+        )
+
 
 @torch.no_grad()
 def evaluate(
@@ -39,7 +45,7 @@ def evaluate(
     model : nn.Module
         Returns scores of shape (N, classes); on `device`.
     examples : TensorDataset
-        Images of shape (N, C, H, W) and labels of shape (N,), int64; at least one example.
+        Images of shape (N, C, H, W) and labels of shape (N,), int64; 0 of 0 are correct.
     batch_size : int
         Examples computed at a time.
     device : str
@@ -48,14 +54,16 @@ def evaluate(
     model.eval()
     images, labels = examples.tensors
     correct, loss = 0, 0.0
-    for some_images, some_labels in zip(
-        torch.split(images, batch_size), torch.split(labels, batch_size), strict=True
-    ):
-        scores, targets = model(some_images.to(device)), some_labels.to(device)
+    for start in range(0, len(labels), batch_size):
+        some = slice(start, start + batch_size)
+        scores, targets = model(images[some].to(device)), labels[some].to(device)
         correct += int((scores.argmax(1) == targets).sum())
         loss += float(cross_entropy(scores, targets, reduction="sum"))
+    num_examples = len(labels)
     return Evaluation(
-        accuracy=correct / len(labels), loss=loss / len(labels), num_examples=len(labels)
+        accuracy=correct / max(num_examples, 1),
+        loss=loss / max(num_examples, 1),
+        num_examples=num_examples,
     )
 
 
@@ -81,12 +89,6 @@ def central_evaluation(
     def evaluate_arrays(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict(arrays.to_torch_state_dict())
         result = evaluate(model, examples, batch_size=batch_size, device=device)
-        return MetricRecord(
-            {
-                "accuracy": result.accuracy,
-                "loss": result.loss,
-                "num-examples": result.num_examples,
-            }
-        )
+        return result.to_metrics()
 
     return evaluate_arrays

@@ -2,9 +2,9 @@
 
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from flower_psl import ConfigError
@@ -57,9 +57,7 @@ def _small_cnn(spec: ImageSpec) -> nn.Module:
 
 def _cifar_resnet(name: str) -> Callable[[ImageSpec], nn.Module]:
     def build(spec: ImageSpec) -> nn.Module:
-        model: nn.Module = torchvision.models.get_model(
-            name, weights=None, num_classes=spec.num_classes
-        )
+        model = _torchvision_model(name, num_classes=spec.num_classes)
         stem = nn.Conv2d(spec.num_channels, 64, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         model.conv1 = stem
@@ -98,9 +96,8 @@ def check_model_name(name: str) -> None:
     ConfigError
         If not; the message names those that come near.
     """
-    names = [*MODELS, *_torchvision_names()]
-    if name not in names:
-        near = difflib.get_close_matches(name, names)
+    if name not in MODELS and name not in (names := _torchvision_names()):
+        near = difflib.get_close_matches(name, [*MODELS, *names])
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise ConfigError(
             f"model = {name!r} does not exist; {hint}Choose one of {', '.join(MODELS)}, or an "
@@ -131,13 +128,9 @@ def build_model(name: str, spec: ImageSpec) -> nn.Module:
             f"model = {name!r} takes RGB images, but those of the data have {spec.num_channels} "
             "channel; set image-mode = 'RGB' to repeat it, or model = 'small-cnn'."
         )
-    model: nn.Module = torchvision.models.get_model(
-        name,
-        weights=None,
-        num_classes=spec.num_classes,
-        **_WITHOUT_AUXILIARY_HEADS.get(name, {}),
+    return _torchvision_model(
+        name, num_classes=spec.num_classes, **_WITHOUT_AUXILIARY_HEADS.get(name, {})
     )
-    return model
 
 
 def meta_model(name: str, spec: ImageSpec) -> nn.Module:
@@ -197,6 +190,19 @@ def cut_of(model: nn.Module, name: str, cut: str) -> str:
     return cut or defaults[0]
 
 
+# torchvision takes seconds to import, and in a deployment each message starts a process: a
+# run with a model of the app's own does without.
+
+
 def _torchvision_names() -> list[str]:
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    from torchvision import models
+
+    names: list[str] = models.list_models(module=models)
     return names
+
+
+def _torchvision_model(name: str, **arguments: Any) -> nn.Module:
+    from torchvision import models
+
+    model: nn.Module = models.get_model(name, weights=None, **arguments)
+    return model

@@ -1,25 +1,22 @@
 """The server's side: the whole run, from its configuration to its results."""
 
-import copy
 import logging
-from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
-from flwr.app import ArrayRecord, Context
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
-from torch import nn
 
-from flower_psl import Encodings, ParallelSplitLearning, RunRecorder, StreamSettings, cut
+from flower_psl import RunRecorder
 
+from .comparison import compared
 from .config import AppConfig
 from .data import load_images
-from .evaluation import central_evaluation
-from .models import check_model_fits, cut_of, initial_model
-from .optimizers import OPTIMIZERS, SCHEDULES
-from .samplers import SAMPLERS
+from .models import check_model_fits
+from .phases import run_name
+from .run_phases import run_phases
 
 # Flower's logger prints what its children log.
 logger = logging.getLogger("flwr.psl")
@@ -29,7 +26,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train a model by parallel split learning, and log what came of it in one line.
+    """Train a model as the configuration says, and log what came of it in one line.
 
     Raises
     ------
@@ -40,79 +37,21 @@ def main(grid: Grid, context: Context) -> None:
     """
     out = str(context.run_config.get("out", ""))
     if Path(out).is_absolute():
-        # First of all: a run that fails on its configuration leaves no results of another.
-        RunRecorder(out).prepare()
+        # First of all: a run that fails on its configuration leaves no results of another,
+        # but for the steps of one that may be resumed.
+        RunRecorder(out).prepare(keep_steps=bool(context.run_config.get("checkpoint-folder")))
     config = AppConfig.from_run_config(context.run_config)
     if config.torch_num_threads:
         torch.set_num_threads(config.torch_num_threads)
     images = load_images(config.data)
     check_model_fits(config.model, images.spec)
-    model = initial_model(config.model, images.spec, config.seed)
-    strategy = build_strategy(config, model)
-    evaluate_fn = central_evaluation(
-        copy.deepcopy(model),
-        images.test_set(),
-        batch_size=config.evaluate_batch_size,
-        device=config.device,
+    runs = (
+        compared(grid, config, images)
+        if config.compare
+        else [(config, run_phases(grid, config, images))]
     )
-    result = strategy.start(
-        grid=grid,
-        initial_arrays=ArrayRecord(model.state_dict()),
-        num_rounds=config.num_server_rounds,
-        evaluate_fn=evaluate_fn,
-    )
-    logger.info(report(config, result))
-
-
-def build_strategy(config: AppConfig, model: nn.Module) -> ParallelSplitLearning:
-    """Build the strategy that a configuration describes.
-
-    Parameters
-    ----------
-    config : AppConfig
-    model : nn.Module
-        The whole model, with its initial weights.
-
-    Raises
-    ------
-    CutError
-        If the model cannot be cut where the configuration says.
-    """
-    return ParallelSplitLearning(
-        model=cut(model, at=cut_of(model, config.model, config.cut)),
-        model_name=config.model,
-        sampler=SAMPLERS[config.sampler](config),
-        loss_fn=nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
-        optimizer_fn=partial(OPTIMIZERS[config.optimizer], config),
-        lr_scheduler_fn=SCHEDULES[config.learning_rate_schedule],
-        max_grad_norm=config.max_grad_norm or None,
-        steps_per_round=config.steps_per_round or None,
-        fraction_evaluate=config.fraction_evaluate,
-        evaluate_batch_size=config.evaluate_batch_size,
-        min_available_nodes=config.min_available_nodes,
-        node_timeout_s=config.node_timeout_s,
-        step_timeout_s=config.step_timeout_s,
-        transport=config.transport,
-        stream=StreamSettings(
-            address=config.stream_address,
-            advertise=config.stream_advertise,
-            certificate_file=config.stream_certificate_file,
-            key_file=config.stream_key_file,
-            root_certificates_file=config.stream_root_certificates_file,
-            plain_text=config.stream_plain_text,
-            connect_timeout_s=config.stream_connect_timeout_s,
-            reconnect_timeout_s=config.stream_reconnect_timeout_s,
-            max_frame_bytes=config.stream_max_frame_bytes,
-        ),
-        encodings=Encodings(
-            activations=config.activation_encoding,
-            gradients=config.gradient_encoding,
-            weights=config.weight_encoding,
-        ),
-        seed=config.seed,
-        device=config.device,
-        recorder=RunRecorder(config.out) if config.out else None,
-    )
+    for each, result in runs:
+        logger.info(report(each, result))
 
 
 def report(config: AppConfig, result: Result) -> str:
@@ -122,16 +61,17 @@ def report(config: AppConfig, result: Result) -> str:
     ----------
     config : AppConfig
     result : Result
-        With the metrics of `central_evaluation` for every round, and the number of steps.
+        With the metrics of an evaluation for every round, by the server or by devices.
     """
-    final_round = max(result.evaluate_metrics_serverapp)
-    final = result.evaluate_metrics_serverapp[final_round]
+    by_round = result.evaluate_metrics_clientapp | result.evaluate_metrics_serverapp
+    final_round = max(by_round)
+    final = by_round[final_round]
     steps = sum(
-        cast(int, round_["num-steps"]) for round_ in result.train_metrics_clientapp.values()
+        cast(int, round_.get("num-steps", 1)) for round_ in result.train_metrics_clientapp.values()
     )
     files = f"files in {config.out}" if config.out else "no files: out is empty"
     return (
-        f"{config.model} on {config.data.dataset} with {config.sampler}: accuracy "
+        f"{config.model} on {config.data.dataset} with {run_name(config)}: accuracy "
         f"{final['accuracy']:.4f}, loss {final['loss']:.4f} on {final['num-examples']} test "
         f"examples after {final_round} rounds and {steps} steps, batch size {config.batch_size}, "
         f"seed {config.seed}; {files}"

@@ -7,7 +7,6 @@ from datasets import ClassLabel, Dataset, Features, Image
 from datasets.exceptions import DatasetsError
 from flwr_datasets import FederatedDataset
 from PIL.Image import fromarray
-from sklearn.datasets import load_digits
 
 from flower_psl import ConfigError
 
@@ -44,6 +43,8 @@ def load_splits(config: "DataConfig") -> tuple[Dataset, Dataset]:
 
 
 def _digits(config: "DataConfig") -> tuple[Dataset, Dataset]:
+    from sklearn.datasets import load_digits  # which other data sets do without
+
     scans = load_digits()
     pixels = np.round(scans.images * (255 / 16)).astype(np.uint8)  # grey levels 0 ... 16
     dataset = Dataset.from_dict(

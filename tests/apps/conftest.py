@@ -1,16 +1,27 @@
 """Small data sets on disk, and one way to look at a refusal."""
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from flwr.app import Context, Error, Message, RecordDict
 from PIL.Image import fromarray
 
+from apps.image_classification.client_app import app
 from flower_psl import ConfigError
+
+if TYPE_CHECKING:
+    from tests.conftest import FakeGrid
+
+RunConfig = dict[str, bool | float | int | str]
+Devices = Callable[..., "FakeGrid"]
+_RUN_IDS = count(1)
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +74,28 @@ def image_folder(tmp_path: Path) -> Path:
                 pixels = random.integers(0, 256, (9, 8), dtype=np.uint8)
                 fromarray(pixels).save(tmp_path / split / kind / f"{n}.png")
     return tmp_path
+
+
+@pytest.fixture
+def devices(fake_grid: "type[FakeGrid]") -> Devices:
+    """Make a grid of devices that run the app, by a run configuration."""
+
+    def answering(context: Context) -> Callable[[Message], Message]:
+        def answer(message: Message) -> Message:
+            try:
+                return app(message, context)
+            except Exception as error:  # which Flower makes an error message of
+                return Message(Error(2, str(error)), reply_to=message)
+
+        return answer
+
+    def make(run_config: RunConfig, num_devices: int = 3) -> "FakeGrid":
+        nodes: dict[int, Callable[[Message], Message | None]] = {}
+        run_id = next(_RUN_IDS)  # by which processes keep clients
+        for key in range(num_devices):
+            node = 100 - key  # so that the order of nodes is not that of the keys
+            config: RunConfig = {"partition-id": key, "num-partitions": num_devices}
+            nodes[node] = answering(Context(run_id, node, config, RecordDict(), run_config))
+        return fake_grid(nodes)
+
+    return make

@@ -1,9 +1,8 @@
 from collections.abc import Callable
 
-import pytest
 from flwr.app import Context, RecordDict
 
-from apps.image_classification.client_app import client_fn, partition_of
+from apps.image_classification.client_app import client_fn
 
 NODE: dict[str, bool | float | int | str] = {"partition-id": 1, "num-partitions": 3}
 
@@ -24,6 +23,7 @@ def test_a_client_has_its_partition_and_the_segment_in_front_of_the_cut() -> Non
     }
     description = client_fn(context(NODE, config)).describe()
     assert (description.num_examples, description.num_test_examples) == (20, 0)
+    assert description.has_optimizer
     names = set(description.segment)
     assert names == {f"block1.{layer}.{kind}" for layer in "01" for kind in ("weight", "bias")}
 
@@ -36,22 +36,6 @@ def test_a_fifth_is_held_out_if_clients_evaluate() -> None:
     }
     description = client_fn(context(NODE, config)).describe()
     assert (description.num_examples, description.num_test_examples) == (16, 4)
-
-
-@pytest.mark.parametrize(
-    "node_config", [{}, {"partition-id": 0}, {"partition-id": "0", "num-partitions": 2}]
-)
-def test_a_node_without_a_partition_is_refused(
-    refusal: Callable[..., str], node_config: dict[str, bool | float | int | str]
-) -> None:
-    text = refusal(client_fn, context(node_config, {}))
-    assert repr(node_config) in text
-    assert "partition-id and num-partitions" in text
-    assert '--node-config "partition-id=0 num-partitions=2"' in text
-
-
-def test_a_partition_is_read_from_the_node_config() -> None:
-    assert partition_of(NODE | {"client-name": "a"}) == (1, 3)
 
 
 def test_configuration_errors_come_first(refusal: Callable[..., str]) -> None:

@@ -4,90 +4,13 @@ from typing import TYPE_CHECKING
 import pytest
 from flwr.app import Context, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Result
-from torch import nn
 
 from apps.image_classification.config import AppConfig
-from apps.image_classification.image_spec import ImageSpec
-from apps.image_classification.models import initial_model
-from apps.image_classification.server_app import build_strategy, main, report
-from flower_psl import ConfigError, CutError, Encodings, GlobalSampler, PslError, StreamSettings
+from apps.image_classification.server_app import main, report
+from flower_psl import ConfigError, CutError, PslError
 
 if TYPE_CHECKING:
     from tests.conftest import FakeGrid
-
-DIGITS = ImageSpec(num_channels=1, height=8, width=8, num_classes=10)
-
-
-def model() -> nn.Module:
-    return initial_model("small-cnn", DIGITS, seed=0)
-
-
-def test_the_strategy_is_the_one_configured(tmp_path: Path) -> None:
-    config = AppConfig.from_run_config(
-        {
-            "batch-size": 16,
-            "seed": 4,
-            "max-grad-norm": 2.0,
-            "steps-per-round": 3,
-            "label-smoothing": 0.1,
-            "learning-rate-schedule": "cosine",
-            "fraction-evaluate": 0.5,
-            "min-available-nodes": 5,
-            "node-timeout-s": 7,
-            "step-timeout-s": 8,
-            "transport": "messages",
-            "stream-address": "0.0.0.0:9200",
-            "stream-advertise": "server.example:9200",
-            "stream-certificate-file": "/etc/psl/server.crt",
-            "stream-key-file": "/etc/psl/server.key",
-            "stream-root-certificates-file": "/etc/psl/ca.crt",
-            "stream-reconnect-timeout-s": 20,
-            "stream-max-frame-bytes": 10**6,
-            "activation-encoding": "int8",
-            "gradient-encoding": "bf16",
-            "weight-encoding": "fp16",
-            "out": str(tmp_path),
-        }
-    )
-    strategy = build_strategy(config, model())
-    assert strategy.sampler == GlobalSampler(batch_size=16, seed=4)
-    assert isinstance(strategy.loss_fn, nn.CrossEntropyLoss)
-    assert strategy.loss_fn.label_smoothing == 0.1
-    assert (strategy.max_grad_norm, strategy.steps_per_round) == (2.0, 3)
-    assert (strategy.fraction_evaluate, strategy.min_available_nodes) == (0.5, 5)
-    assert (strategy.node_timeout_s, strategy.step_timeout_s) == (7.0, 8.0)
-    assert strategy.transport == "messages"
-    assert strategy.stream == StreamSettings(
-        address="0.0.0.0:9200",
-        advertise="server.example:9200",
-        certificate_file="/etc/psl/server.crt",
-        key_file="/etc/psl/server.key",
-        root_certificates_file="/etc/psl/ca.crt",
-        reconnect_timeout_s=20.0,
-        max_frame_bytes=10**6,
-    )
-    assert strategy.encodings == Encodings(activations="int8", gradients="bf16", weights="fp16")
-    assert (strategy.seed, strategy.model_name) == (4, "small-cnn")
-    assert strategy.lr_scheduler_fn is not None
-    assert strategy.recorder is not None
-
-
-def test_plain_text_reaches_the_stream() -> None:
-    config = AppConfig.from_run_config({"stream-plain-text": True})
-    assert build_strategy(config, model()).stream == StreamSettings(plain_text=True)
-
-
-def test_what_is_off_by_default_is_off() -> None:
-    strategy = build_strategy(AppConfig(), model())
-    assert strategy.max_grad_norm is None
-    assert strategy.steps_per_round is None
-    assert strategy.lr_scheduler_fn is None
-    assert strategy.recorder is None
-
-
-def test_a_cut_that_is_not_there_is_refused() -> None:
-    with pytest.raises(CutError, match="block9"):
-        build_strategy(AppConfig(cut="block9"), model())
 
 
 def context(run_config: dict[str, str | int | float | bool]) -> Context:
@@ -142,3 +65,17 @@ def test_the_report_is_one_line_with_the_last_rounds_figures(out: str, files: st
     assert "\n" not in line
     assert "accuracy 0.9123, loss 0.3000 on 360 test examples after 2 rounds and 43 steps" in line
     assert files in line
+
+
+def test_the_report_prefers_the_servers_evaluation_to_that_of_devices() -> None:
+    def metrics(accuracy: float) -> MetricRecord:
+        return MetricRecord({"accuracy": accuracy, "loss": 1.0, "num-examples": 9})
+
+    both = Result(
+        evaluate_metrics_serverapp={1: metrics(0.5)}, evaluate_metrics_clientapp={1: metrics(0.25)}
+    )
+    alone = Result(
+        evaluate_metrics_serverapp={0: metrics(0.5)}, evaluate_metrics_clientapp={1: metrics(0.25)}
+    )
+    assert "accuracy 0.5000" in report(AppConfig(), both)
+    assert "accuracy 0.2500" in report(AppConfig(method="local-only"), alone)

@@ -1,0 +1,66 @@
+"""Several methods on their own, each from the same weights, for ``compare = true``."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from .config import AppConfig
+from .data import ImageData
+from .device_needs import device_needs
+from .phase_checks import BELONGS_TO
+from .phases import Phase
+from .run_phases import checked_model, run_phases
+from .settings import settings_of
+
+
+def compared(
+    grid: Grid, config: AppConfig, images: ImageData
+) -> Iterator[tuple[AppConfig, Result]]:
+    """Run each phase as a run of its own: same data, weights and seed, none after another.
+
+    With ``out``, each leaves its files in a folder there that has the name of the method, and
+    beside them, written last, ``device.json``: what the method asks of a device.
+
+    Yields
+    ------
+    AppConfig, Result
+        Of each run, when it has ended.
+
+    Raises
+    ------
+    PslError
+        If a method could not run, before the first one begins; or if one cannot go on.
+    """
+    checked_model(config, images)
+    for phase in config.parsed_phases:
+        alone = _alone(config, phase)
+        result = run_phases(grid, alone, images)
+        if alone.out:
+            num_devices = len(list(grid.get_node_ids()))
+            needs = device_needs(alone, phase.method, images.spec, num_devices)
+            Path(alone.out, "device.json").write_text(json.dumps(asdict(needs), indent=2) + "\n")
+        yield alone, result
+
+
+def _alone(config: AppConfig, phase: Phase) -> AppConfig:
+    """Return the configuration of a run of one phase, without what belongs to others."""
+    settings = settings_of(AppConfig)
+    others: dict[str, Any] = {
+        settings[key].name: settings[key].default
+        for key, owners in BELONGS_TO.items()
+        if not phase.parts & set(owners)
+    }
+    return replace(
+        config,
+        compare=False,
+        phases="",
+        method=phase.name,
+        num_server_rounds=phase.num_rounds,
+        out=config.out and str(Path(config.out, phase.name)),
+        **others,
+    )

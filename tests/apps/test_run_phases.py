@@ -1,0 +1,147 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from flwr.serverapp.strategy import Result
+from safetensors.torch import load_file
+from torch import Tensor
+
+from apps.image_classification.config import AppConfig
+from apps.image_classification.data import load_images
+from apps.image_classification.models import initial_model
+from apps.image_classification.run_phases import run_phases
+from apps.image_classification.server_app import main
+from flower_psl import ConfigError
+
+if TYPE_CHECKING:
+    from tests.conftest import FakeGrid
+
+RunConfig = dict[str, bool | float | int | str]
+Devices = Callable[..., "FakeGrid"]
+SMALL: RunConfig = {
+    "max-train-examples": 60,
+    "partitioner": "iid",
+    "min-available-nodes": 3,
+    "batch-size": 20,
+    "transport": "messages",
+    "seed": 2,
+}
+
+
+def train(devices: Devices, run_config: RunConfig) -> Result:
+    config = AppConfig.from_run_config(SMALL | run_config)
+    return run_phases(devices(SMALL | run_config), config, load_images(config.data))
+
+
+def weights(result: Result) -> dict[str, Tensor]:
+    return dict(result.arrays.to_torch_state_dict())
+
+
+def test_phases_go_on_from_each_other_in_one_history(devices: Devices, tmp_path: Path) -> None:
+    phases = "fedavg:2, gpsl:1, splitfed-v1:1, centralized:1, fedadam:1"
+    result = train(devices, {"phases": phases, "out": str(tmp_path)})
+    assert list(result.evaluate_metrics_serverapp) == list(range(7))
+    assert sorted(result.train_metrics_clientapp) == list(range(1, 7))
+    config = AppConfig.from_run_config(SMALL)
+    model = initial_model("small-cnn", load_images(config.data).spec, 2).state_dict()
+    assert list(weights(result)) == list(model)
+    saved = load_file(tmp_path / "model.safetensors")
+    for name, tensor in weights(result).items():
+        assert tensor.dtype == model[name].dtype
+        assert torch.equal(saved[name], tensor)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {key: summary[key] for key in ("method", "sampler", "cut", "rounds", "seed")} == {
+        "method": phases,
+        "sampler": "gpsl, fls",
+        "cut": "block1",
+        "rounds": 6,
+        "seed": 2,
+    }
+    steps = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(step["round"] for step in steps)) == [1, 2, 3, 4, 5, 6]
+    assert (tmp_path / "accuracy.png").exists()
+
+
+def test_a_first_phase_is_the_run_of_its_method(devices: Devices) -> None:
+    alone = train(devices, {"method": "gpsl", "num-server-rounds": 1})
+    first = train(devices, {"phases": "gpsl:1, fedavg:1"})
+    for server_round in (0, 1):
+        assert (
+            first.evaluate_metrics_serverapp[server_round]
+            == alone.evaluate_metrics_serverapp[server_round]
+        )
+
+
+def test_a_second_phase_draws_otherwise_than_the_first(devices: Devices) -> None:
+    twice = train(devices, {"phases": "gpsl:1, gpsl:1"})
+    long = train(devices, {"phases": "gpsl:2"})
+    rounds = [result.train_metrics_clientapp for result in (twice, long)]
+    assert rounds[0][1] == rounds[1][1]
+    assert rounds[0][2]["loss"] != rounds[1][2]["loss"]
+
+
+def test_batchnorms_counters_stay_whole_numbers(devices: Devices) -> None:
+    result = train(
+        devices,
+        {
+            "phases": "fedavg:1, gpsl:1, fedavg:1",
+            "model": "resnet18-cifar",
+            "steps-per-round": 1,
+            "batch-size": 12,
+        },
+    )
+    for name, tensor in weights(result).items():
+        assert tensor.is_floating_point() != name.endswith("num_batches_tracked"), name
+
+
+def test_what_stays_on_devices_is_in_no_result(devices: Devices) -> None:
+    run_config: RunConfig = {"client-sync": "none", "fraction-evaluate": 1.0}
+    result = train(devices, run_config | {"num-server-rounds": 1})
+    assert not any(name.startswith("block1") for name in weights(result))
+    assert not result.evaluate_metrics_serverapp
+    assert list(result.evaluate_metrics_clientapp) == [1]
+
+
+@pytest.mark.parametrize(
+    ("run_config", "reason"),
+    [
+        (
+            {"phases": "fedavg:1, splitfed-v1:1", "learning-rate-schedule": "cosine"},
+            "cosine",
+        ),
+        (
+            {
+                "phases": "gpsl:1, custom:1",
+                "client-sync": "round",
+                "client-strategy": "fedprox",
+            },
+            "contradicts method = 'gpsl'",
+        ),
+        (
+            {"client-sync": "round", "client-strategy": "fedprox"},
+            "client_strategy is a FedProx, which cannot",
+        ),
+        ({"client-strategy": "fedadam"}, "client_strategy is given with client_sync='step'"),
+        ({"server-update": "per-client-average"}, "server_update is 'per-client-average' with"),
+        (
+            {"method": "splitfed-v1", "learning-rate-schedule": "cosine"},
+            "lr_scheduler_fn is given with server_update='per-client-average'",
+        ),
+        (
+            {"client-sync": "round", "client-strategy": "krum"},
+            "client_strategy wants 3 nodes and the run waits for 2",
+        ),
+    ],
+)
+def test_wrong_combinations_are_refused_before_any_device_is_asked(
+    run_config: RunConfig, reason: str, devices: Devices
+) -> None:
+    grid = devices({})
+    run_config = {**SMALL, "min-available-nodes": 2, **run_config}
+    with pytest.raises(ConfigError, match=reason):
+        main(grid, Context(1, 0, {}, RecordDict(), run_config))
+    assert grid.pushed == []
