@@ -16,12 +16,15 @@ from typing import Any
 from flower_psl import PslError
 from simulations.accuracy import AccuracySettings, accuracy
 from simulations.bench import bench
+from simulations.chaos import ChaosSettings, chaos
+from simulations.compare import CompareSettings, compare
 from simulations.demo import demo
 from simulations.deviation import DeviationSettings, deviation
 from simulations.one_thread import one_thread
 from simulations.options import OneLineParser, RunSettings, add_options, read_settings
 from simulations.overhead import OverheadSettings, overhead
 from simulations.scale import ScaleSettings, scale
+from simulations.soak import SoakSettings, soak
 from simulations.steps import StepsSettings, steps
 from simulations.stragglers import StragglerSettings, stragglers
 
@@ -36,6 +39,7 @@ class Experiment:
 
 EXPERIMENTS: dict[str, Experiment] = {
     "accuracy": Experiment(AccuracySettings, accuracy),
+    "compare": Experiment(CompareSettings, compare),
     "deviation": Experiment(DeviationSettings, deviation),
     "overhead": Experiment(OverheadSettings, overhead),
     "scale": Experiment(ScaleSettings, scale),
@@ -53,24 +57,40 @@ def main(words: list[str] | None = None) -> int:
         The command line, without the program's name; that of the process unless given.
     """
     arguments = _parser().parse_args(words)
-    if arguments.name == "demo":
-        print(demo(arguments.out))
-    elif arguments.name == "bench":
-        print(bench(arguments.out, quick=arguments.quick))
-    else:
-        one_thread()
-        experiment = EXPERIMENTS[arguments.name]
-        try:
-            settings = read_settings(arguments, experiment.settings)
-            print(experiment.run(settings))
-        except PslError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", file=sys.stderr)
-            return 130
-        print(f"\nresults and pictures are in {settings.out}")
+    try:
+        if arguments.name in EXPERIMENTS:
+            _experiment(arguments)
+        else:
+            print(_deployed(arguments))
+    except PslError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on from here" if arguments.name in EXPERIMENTS else ""
+        print(f"stopped{goes_on}", file=sys.stderr)
+        return 130
     return 0
+
+
+def _experiment(arguments: argparse.Namespace) -> None:
+    one_thread()
+    experiment = EXPERIMENTS[arguments.name]
+    settings = read_settings(arguments, experiment.settings)
+    print(experiment.run(settings))
+    print(f"\nresults and pictures are in {settings.out}")
+
+
+def _deployed(arguments: argparse.Namespace) -> str:
+    """Return what a command that runs Flower itself prints."""
+    match arguments.name:
+        case "bench":
+            return bench(arguments.out, quick=arguments.quick)
+        case "chaos":
+            one_thread()
+            return chaos(ChaosSettings(out=arguments.out, moments=arguments.moments))
+        case "soak":
+            return soak(SoakSettings(out=arguments.out, minutes=arguments.minutes))
+    return demo(arguments.out)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,11 +103,17 @@ def _parser() -> argparse.ArgumentParser:
     for name, text, out in (
         ("demo", "Train on digits with ten simulated devices.", Path("runs/demo")),
         ("bench", "Seconds a step against the plain PyTorch loop.", Path("runs/bench.json")),
+        ("chaos", "Kill devices' processes while they train.", Path("runs/chaos")),
+        ("soak", "Train for an hour and see whether anything grows.", Path("runs/soak")),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--out", type=Path, default=out, help=f"results (default: {out})")
         if name == "bench":
             command.add_argument("--quick", action="store_true", help="fewer rows, sooner")
+        elif name == "chaos":
+            command.add_argument("--moments", type=int, default=10, help="kills (default: 10)")
+        elif name == "soak":
+            command.add_argument("--minutes", type=float, default=60.0, help="at least so long")
     for name, experiment in EXPERIMENTS.items():
         text = inspect.getdoc(experiment.run) or ""
         command = commands.add_parser(

@@ -81,6 +81,10 @@ class FlowerFederation(ABC):
         """Return what a process has logged."""
         return (self.home / f"{name}.log").read_text(errors="replace")
 
+    def process_of(self, name: str) -> int:
+        """Return the id of a process that was started."""
+        return self._processes[name].pid
+
     def _start_process(self, name: str, *command: str) -> None:
         """Start a process in a session of its own, so that all it starts can be ended."""
         with (self.home / f"{name}.log").open("wb") as log:

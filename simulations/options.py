@@ -103,9 +103,7 @@ def add_options(parser: argparse.ArgumentParser, settings: type[Any], out: Path)
     out : Path
         The default of ``--out``.
     """
-    parser.add_argument(
-        "--quick", action="store_true", help="a small form that takes less than a minute"
-    )
+    parser.add_argument("--quick", action="store_true", help="a small form, of minutes at most")
     parser.add_argument(
         "--out",
         type=Path,

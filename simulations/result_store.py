@@ -13,19 +13,23 @@ Value = float | int | str
 Row = dict[str, Value]
 
 
-class Job(Protocol):
-    """A piece of work: a frozen dataclass of plain values that can be sent to a process.
+class ResultKey(Protocol):
+    """What results are stored under: a frozen dataclass of plain values.
 
-    Its fields are the key of its results, but for those declared with ``compare=False``.
+    Its fields are the key, but for those declared with ``compare=False``.
 
     Attributes
     ----------
     columns : tuple of str
-        What each row of `run` holds.
+        What each row of the results holds.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     columns: ClassVar[tuple[str, ...]]
+
+
+class Job(ResultKey, Protocol):
+    """A piece of work that can be sent to a process, with the key of its results."""
 
     def run(self) -> list[Row]:
         """Do the work and return its results."""
@@ -50,7 +54,7 @@ class ResultStore:
         If the folder cannot be written to, or holds results with other columns.
     """
 
-    def __init__(self, folder: Path, job_type: type[Job]) -> None:
+    def __init__(self, folder: Path, job_type: type[ResultKey]) -> None:
         self.folder = folder
         self._path = folder / "results.jsonl"
         self._key_columns = [each.name for each in fields(job_type) if each.compare]
@@ -85,16 +89,16 @@ class ResultStore:
                 dict(zip(self._columns, row, strict=True)) for row in record["rows"]
             ]
 
-    def has(self, job: Job) -> bool:
+    def has(self, job: ResultKey) -> bool:
         """Tell whether a job's results are there."""
         return self._key(job) in self._rows
 
-    def add(self, job: Job, rows: Iterable[Row]) -> None:
+    def add(self, job: ResultKey, rows: Iterable[Row]) -> None:
         """Keep a job's results.
 
         Parameters
         ----------
-        job : Job
+        job : ResultKey
             A finished job.
         rows : iterable of dict
             What it returned.
@@ -106,16 +110,16 @@ class ResultStore:
         with self._path.open("a") as file:
             file.write(json.dumps({"key": key, "rows": cells}) + "\n")
 
-    def rows(self, jobs: Iterable[Job]) -> list[Row]:
+    def rows(self, jobs: Iterable[ResultKey]) -> list[Row]:
         """Return the rows of these jobs, each with the job's fields."""
         return [row for job in jobs for row in self._rows[self._key(job)]]
 
-    def export(self, jobs: Sequence[Job], summary: Mapping[str, object]) -> None:
+    def export(self, jobs: Sequence[ResultKey], summary: Mapping[str, object]) -> None:
         """Write ``results.csv``, the rows of these jobs, and ``summary.json``.
 
         Parameters
         ----------
-        jobs : sequence of Job
+        jobs : sequence of ResultKey
             Finished jobs.
         summary : mapping
             What the experiment found, ready for JSON.
@@ -130,6 +134,6 @@ class ResultStore:
     def _header(self) -> str:
         return json.dumps({"columns": self._columns})
 
-    def _key(self, job: Job) -> str:
+    def _key(self, job: ResultKey) -> str:
         values = asdict(job)
         return json.dumps({name: values[name] for name in self._key_columns}, sort_keys=True)

@@ -1,12 +1,11 @@
 """The table and the figures of `stragglers`."""
 
-from itertools import pairwise
-
 import numpy as np
 from matplotlib.figure import Figure
 
 from simulations.confidence import mean_of
 from simulations.figure import band, legend, look, panels, title
+from simulations.reached import cost_to_reach
 from simulations.result_store import Row
 
 
@@ -112,15 +111,8 @@ def _runs(rows: list[Row]) -> dict[str, dict[str, list[list[Row]]]]:
 
 
 def _time_to(run: list[Row], target: float) -> float | None:
-    """Return when a run reached the target, on a straight line between rounds."""
-    for before, after in pairwise(run):
-        low, high = float(before["accuracy"]), float(after["accuracy"])
-        if high >= target:
-            part = (target - low) / (high - low) if low < target else 0.0
-            return float(before["time_s"]) + part * (
-                float(after["time_s"]) - float(before["time_s"])
-            )
-    return None
+    accuracies, times = ([float(row[name]) for row in run] for name in ("accuracy", "time_s"))
+    return cost_to_reach(target, accuracies, times)
 
 
 def _mean_a_round(last: list[Row], name: str) -> float:

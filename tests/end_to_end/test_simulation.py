@@ -15,7 +15,7 @@ from apps.image_classification.client_app import client_fn
 from apps.image_classification.config import AppConfig
 from apps.image_classification.data import load_images
 from apps.image_classification.models import initial_model
-from apps.image_classification.server_app import build_strategy
+from apps.image_classification.split_learning import build_strategy
 from flower_psl import run_in_process
 from simulations.flower_simulation import FlowerSimulation
 

@@ -57,3 +57,17 @@ def test_a_stopped_run_says_how_to_go_on(
     monkeypatch.setattr("simulations.steps.run_jobs", stop)
     assert main(["steps", "--quick", "--out", str(tmp_path)]) == 130
     assert "goes on from here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["soak", "--minutes", "1"], "minutes is 1.0; it must be 4.0 or more"),
+        (["chaos", "--moments", "0"], "moments is 0; it must be 1 or more"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"

@@ -1,0 +1,67 @@
+"""What processes take, from time to time."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from simulations.processes import ProcessLoad, load_of
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A process in two parts of a run: the most that it took in each."""
+
+    name: str
+    early: ProcessLoad
+    late: ProcessLoad
+
+
+class LoadLog:
+    """Looks at processes, and remembers.
+
+    Parameters
+    ----------
+    find : callable
+        Returns the processes to look at, by name.
+    """
+
+    def __init__(self, find: Callable[[], Mapping[str, int]]) -> None:
+        self._find = find
+        self._loads: dict[str, list[tuple[float, ProcessLoad]]] = {}
+
+    def look(self) -> None:
+        """Note what each process takes now."""
+        for name, process in self._find().items():
+            try:
+                load = load_of(process)
+            except ProcessLookupError:
+                continue  # its run is over
+            self._loads.setdefault(name, []).append((time.time(), load))
+
+    def growth(self, early: tuple[float, float], late: tuple[float, float]) -> list[Growth]:
+        """Compare two parts of a run.
+
+        Parameters
+        ----------
+        early, late : tuple of float
+            From when until when, in seconds of the system's clock.
+
+        Raises
+        ------
+        RuntimeError
+            If a process was not looked at in both.
+        """
+        return [
+            Growth(name, self._most(name, early), self._most(name, late))
+            for name in sorted(self._loads)
+        ]
+
+    def _most(self, name: str, part: tuple[float, float]) -> ProcessLoad:
+        loads = [load for at, load in self._loads[name] if part[0] <= at <= part[1]]
+        if not loads:
+            raise RuntimeError(f"{name} was not there from {part[0]:.0f} to {part[1]:.0f}")
+        return ProcessLoad(
+            resident_mb=max(load.resident_mb for load in loads),
+            threads=max(load.threads for load in loads),
+            open_files=max(load.open_files for load in loads),
+        )

@@ -1,0 +1,44 @@
+from collections.abc import Iterator
+
+import pytest
+
+from simulations import load_log
+from simulations.load_log import Growth, LoadLog
+from simulations.processes import ProcessLoad
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ProcessLoad]]:
+    """Let each look, a second after the one before, see what is put here."""
+    loads: list[ProcessLoad] = []
+    seconds = iter(range(100))
+    monkeypatch.setattr(load_log, "load_of", lambda pid: loads.pop(0))
+    monkeypatch.setattr("simulations.load_log.time.time", lambda: float(next(seconds)))
+    yield loads
+
+
+def test_the_most_of_each_part_is_compared(looks: list[ProcessLoad]) -> None:
+    looks += [
+        ProcessLoad(100.0, 4, 10),
+        ProcessLoad(90.0, 5, 9),
+        ProcessLoad(500.0, 50, 500),
+        ProcessLoad(110.0, 3, 12),
+    ]
+    log = LoadLog(lambda: {"ServerApp": 1})
+    for _ in range(4):
+        log.look()
+    assert log.growth((0.0, 1.0), (3.0, 9.0)) == [
+        Growth("ServerApp", ProcessLoad(100.0, 5, 10), ProcessLoad(110.0, 3, 12))
+    ]
+    with pytest.raises(RuntimeError, match="ServerApp was not there from 4 to 9"):
+        log.growth((0.0, 1.0), (4.0, 9.0))
+
+
+def test_a_process_that_has_ended_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(pid: int) -> ProcessLoad:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(load_log, "load_of", ended)
+    log = LoadLog(lambda: {"ServerApp": 1})
+    log.look()
+    assert log.growth((0.0, 1.0), (0.0, 1.0)) == []
