@@ -5,7 +5,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench figures clean
+.PHONY: help install demo test check bench chaos soak figures audit clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,15 +27,28 @@ check: install ## Format, lint and types.
 	$(BIN)/mypy
 
 test: check ## Format, lint, types and all tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 4 --maxschedchunk 1  # of slow tests, most only wait
 
 bench: install ## Seconds a step against the plain PyTorch loop; into runs/bench.json.
 	@$(BIN)/python -m simulations bench --out $(CURDIR)/runs/bench.json
+
+compare: install ## Every method on the same data, in its quick form; into runs/compare.
+	@$(BIN)/python -m simulations compare --quick --out $(CURDIR)/runs/compare
+
+chaos: install ## Kill devices' processes at ten moments of a run; records in runs/chaos.
+	@$(BIN)/python -m simulations chaos --out $(CURDIR)/runs/chaos
+
+soak: install ## Train for an hour and see whether anything grows; records in runs/soak.
+	@$(BIN)/python -m simulations soak --out $(CURDIR)/runs/soak
 
 figures: install ## Every experiment in its quick form; tables and pictures in runs/figures.
 	@for name in accuracy deviation overhead scale steps stragglers; do \
 		$(BIN)/python -m simulations $$name --quick --out $(CURDIR)/runs/figures/$$name || exit; \
 	done
+
+audit: install ## Before a release: known vulnerabilities of what is installed (needs a network).
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/audited.txt
+	$(BIN)/python -m pip_audit --strict --no-deps --disable-pip --requirement $(VENV)/audited.txt
 
 clean: ## Remove what the targets made.
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -12,6 +12,11 @@ from flwr.supercore.task_identity import TaskIdentity
 Answer = Callable[[Message], Message | None]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow tests first, so that none of them is what the others wait for at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def quiet_torch() -> None:
     """One thread, and draws that do not depend on which tests ran before."""

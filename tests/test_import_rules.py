@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 # What each room may import besides itself. Rooms of one floor, client and server among
 # them, never meet.
-FLOOR_1 = {"sampling", "split", "wire", "telemetry"}
+FLOOR_1 = {"sampling", "split", "storage", "wire", "telemetry"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     **{room: {"errors"} for room in FLOOR_1},
@@ -29,6 +29,8 @@ FLWR_FILES = {
     "flower_psl/server/client_strategy_checks.py",
     "flower_psl/server/flower_aggregation.py",
     "flower_psl/server/flower_records.py",
+    "flower_psl/server/flower_strategy_state.py",
+    "flower_psl/server/start_only.py",
     "flower_psl/server/strategy.py",
     "flower_psl/transport/open_transport.py",
 }
