@@ -6,7 +6,7 @@ import pytest
 
 from simulations.soak import SoakSettings, run_soak
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(minutes=11)
 
 
 @pytest.mark.timeout(3600)
