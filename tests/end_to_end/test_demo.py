@@ -11,6 +11,7 @@ SUMMARY = {
     *("method", "sampler", "model", "cut", "num_clients", "num_examples", "rounds", "steps"),
     *("final_accuracy", "best_accuracy", "final_loss", "mean_effective_batch_size"),
     *("seconds", "steps_per_second", "bytes_up", "bytes_down", "transport", "refused"),
+    *("accuracy_by_round", "failures", "inclusion", "not_seen", "redrawn"),
     *("sampler_details", "seed", "versions"),
 }
 
