@@ -1,7 +1,7 @@
 """What processes take, from time to time."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from simulations.processes import ProcessLoad, load_of
@@ -9,7 +9,11 @@ from simulations.processes import ProcessLoad, load_of
 
 @dataclass(frozen=True)
 class Growth:
-    """A process in two parts of a run: the most that it took in each."""
+    """A process in two parts of a run: the most it took in the first, the least in the second.
+
+    Threads and buffers that come and go with the machine's load have not grown; what is leaked
+    stays, and so is in the least too.
+    """
 
     name: str
     early: ProcessLoad
@@ -52,16 +56,21 @@ class LoadLog:
             If a process was not looked at in both.
         """
         return [
-            Growth(name, self._most(name, early), self._most(name, late))
+            Growth(name, self._taken(name, early, max), self._taken(name, late, min))
             for name in sorted(self._loads)
         ]
 
-    def _most(self, name: str, part: tuple[float, float]) -> ProcessLoad:
+    def _taken(
+        self,
+        name: str,
+        part: tuple[float, float],
+        extreme: Callable[[Iterable[float]], float],
+    ) -> ProcessLoad:
         loads = [load for at, load in self._loads[name] if part[0] <= at <= part[1]]
         if not loads:
             raise RuntimeError(f"{name} was not there from {part[0]:.0f} to {part[1]:.0f}")
         return ProcessLoad(
-            resident_mb=max(load.resident_mb for load in loads),
-            threads=max(load.threads for load in loads),
-            open_files=max(load.open_files for load in loads),
+            resident_mb=extreme(load.resident_mb for load in loads),
+            threads=int(extreme(load.threads for load in loads)),
+            open_files=int(extreme(load.open_files for load in loads)),
         )

@@ -20,7 +20,7 @@ APP = Path(__file__).parent / "endurance"
 
 _STEPS_PER_ROUND = 10
 # Two passes a step, in which clients wait: it takes no less than twice as long.
-_PACE_S = 0.05
+_PACE_S = 0.1
 _LOOK_S = 5.0
 # What is compared: the minute around the end of the second, and the last.
 _EARLY_S = (90.0, 150.0)
@@ -60,7 +60,7 @@ class SoakResult:
     ----------
     growths : sequence of Growth
         Of the processes of the ServerApp and the ClientApps: the most that each took in the
-        minute around the end of the second one, and in the last.
+        minute around the end of the second one, and the least in the last.
     steps : int
         Steps that were taken.
     step_s : tuple of float

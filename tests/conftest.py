@@ -1,5 +1,6 @@
 """What tests of several rooms share: torch alike in every test, and Flower without a run."""
 
+import logging
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -23,10 +24,11 @@ def _minutes(item: pytest.Item) -> float:
 
 
 @pytest.fixture(autouse=True)
-def quiet_torch() -> None:
-    """One thread, and draws that do not depend on which tests ran before."""
+def as_in_a_new_process() -> None:
+    """One thread, and neither draws nor log lines that depend on which tests ran before."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    logging.getLogger("flwr").setLevel(logging.INFO)
 
 
 @pytest.fixture
