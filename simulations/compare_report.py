@@ -99,7 +99,7 @@ def compare_table(rows: Sequence[Row], target: float) -> list[Row]:
         for axis in AXES[1:]:
             last = [axis.costs(run)[-1] / (len(axis.costs(run)) - 1) for run in runs]
             found[f"{axis.name}_a_round"] = float(np.mean(last))
-        found["device_MB"] = float(np.mean([float(run["device_megabytes"]) for run in runs]))
+        found["device_MB"] = float(np.mean([float(run["device_memory_mb"]) for run in runs]))
         for axis in AXES:
             reached = [
                 cost_to_reach(target, by_round(run, "accuracy_by_round"), axis.costs(run))
@@ -146,7 +146,7 @@ def memory_figure(rows: Sequence[Row]) -> Figure:
     """
     figure, line = _two_panels("memory of a device (MB)", logarithmic=False)
     for method, runs in _by_method(rows).items():
-        held = np.mean([float(run["device_megabytes"]) for run in runs])
+        held = np.mean([float(run["device_memory_mb"]) for run in runs])
         accuracy = np.mean([100 * float(run["accuracy"]) for run in runs])
         for axes in _panels_of(method, line) if method != _CENTRALIZED else ():
             axes.plot(held, accuracy, "o", color=look(method)["color"], label=label(method))

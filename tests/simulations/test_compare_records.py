@@ -68,7 +68,7 @@ def test_a_run_over_the_cut(tmp_path: Path) -> None:
     first = 4 * 0.101 + 3 * 0.101 + 2 * (2 * 0.5 + 0.01) + 9 * 0.1
     second = 0.101 + (2 * 0.5 + 0.01) + 0.1
     assert by_round(row, "seconds_by_round") == pytest.approx([0, first, first + second])
-    assert row["device_megabytes"] == pytest.approx(0.1 + 4 * 0.01)
+    assert row["device_memory_mb"] == pytest.approx(0.1 + 4 * 0.01)
     assert row["device_parameters"] == 7
 
 
@@ -82,7 +82,7 @@ def test_whole_models_on_devices(tmp_path: Path) -> None:
     steps = [_step(1, {"0": 10, "1": 30}, 400_000)]
     row = read_run(_write(tmp_path, steps, [0.1, 0.2], 2, **needs), MACHINES)
     assert row["seconds"] == pytest.approx(30 * 0.1 + 0.5 + 0.2)
-    assert row["device_megabytes"] == pytest.approx(0.1 + 6 * 0.01)
+    assert row["device_memory_mb"] == pytest.approx(0.1 + 6 * 0.01)
     assert row["device_gigaflop"] == pytest.approx(20 * 0.1)
 
 
@@ -91,5 +91,5 @@ def test_no_devices_at_all(tmp_path: Path) -> None:
     steps = [_step(1, {}, 0) | {"effective_batch_size": 8}]
     row = read_run(_write(tmp_path, steps, [0.1, 0.9], 0, **needs), MACHINES)
     assert row["seconds"] == pytest.approx(0.8)
-    for name in ("megabytes", "device_gigaflop", "device_megabytes"):
+    for name in ("megabytes", "device_gigaflop", "device_memory_mb"):
         assert row[name] == 0

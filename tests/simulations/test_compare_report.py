@@ -24,7 +24,7 @@ def _row(
         "seed": seed,
         "learning_rate": rate,
         "accuracy": accuracies[-1],
-        "device_megabytes": 3 * cost,
+        "device_memory_mb": 3 * cost,
         "accuracy_by_round": " ".join(map(str, accuracies)),
         "megabytes_by_round": costs,
         "seconds_by_round": costs,
