@@ -248,6 +248,7 @@ class Interrupted(MortalClient):
         return self.client.handle(request)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_saves_the_step_that_is_being_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -46,6 +46,7 @@ def test_what_was_held_back_is_obeyed_at_the_end(obeyed: list[int]) -> None:
     assert obeyed == [signal.SIGTERM]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_becomes_the_exception_that_it_is() -> None:
     with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
         signal.raise_signal(signal.SIGINT)
