@@ -7,12 +7,11 @@ from torch import Tensor
 
 from flower_psl.errors import PslError
 from flower_psl.server.discarded import DiscardedError
-from flower_psl.server.kept_buffers import kept_buffers
 from flower_psl.server.learner import Learner
 from flower_psl.server.loss_normalizer import loss_normalizer
 from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.step_plan import StepPlan
-from flower_psl.server.updates.server_update import ServerTurn, turn_of_parts
+from flower_psl.server.updates.server_update import ServerTurn, part_update, turn_of_parts
 from flower_psl.server.weighted_mean import weighted_mean
 from flower_psl.split import load_tensors, segment_tensors
 from flower_psl.storage import State
@@ -53,20 +52,16 @@ class PerClientAverage:
             if not mass:
                 continue  # every label is ignored: there is no loss
             learner = self._copies.get(key) or self._learner.server_copy()
-            learner.start_step()
             try:
-                with kept_buffers(learner.model.server):
-                    passed = self._forward.run_part(
-                        learner.model.server, plan, key, activations[place], labels[place]
-                    )
+                gradients[place], loss = part_update(
+                    self._forward, learner, plan, key, activations[place], labels[place]
+                )
             except DiscardedError as error:
                 failures |= error.failures
                 continue
-            [gradients[place]] = passed.backward()
-            learner.take_step()
             self._copies[key] = learner
             self._masses[key] = self._masses.get(key, 0.0) + mass
-            losses.append((mass, float(passed.loss.detach())))
+            losses.append((mass, loss))
         return turn_of_parts(
             loss_fn, dict(zip(keys, labels, strict=True)), losses, gradients, failures
         )

@@ -8,12 +8,11 @@ from torch import Tensor
 from flower_psl.errors import PslError
 from flower_psl.sampling import Purpose, generator
 from flower_psl.server.discarded import DiscardedError
-from flower_psl.server.kept_buffers import kept_buffers
 from flower_psl.server.learner import Learner
 from flower_psl.server.loss_normalizer import loss_normalizer
 from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.step_plan import StepPlan
-from flower_psl.server.updates.server_update import ServerTurn, turn_of_parts
+from flower_psl.server.updates.server_update import ServerTurn, part_update, turn_of_parts
 from flower_psl.storage import State
 
 
@@ -49,18 +48,14 @@ class PerClientSequential:
             mass = loss_normalizer(loss_fn, labels[place])
             if not mass:
                 continue  # every label is ignored: there is no loss
-            learner.start_step()
             try:
-                with kept_buffers(learner.model.server):
-                    passed = self._forward.run_part(
-                        learner.model.server, plan, keys[place], activations[place], labels[place]
-                    )
+                gradients[place], loss = part_update(
+                    self._forward, learner, plan, keys[place], activations[place], labels[place]
+                )
             except DiscardedError as error:
                 failures |= error.failures
                 continue
-            [gradients[place]] = passed.backward()
-            learner.take_step()
-            losses.append((mass, float(passed.loss.detach())))
+            losses.append((mass, loss))
         turn = turn_of_parts(
             loss_fn, dict(zip(keys, labels, strict=True)), losses, gradients, failures
         )

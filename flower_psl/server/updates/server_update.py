@@ -9,7 +9,10 @@ from torch import Tensor
 
 from flower_psl.errors import PslError
 from flower_psl.server.discarded import DiscardedError
+from flower_psl.server.kept_buffers import kept_buffers
+from flower_psl.server.learner import Learner
 from flower_psl.server.loss_normalizer import loss_normalizer
+from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.step_plan import StepPlan
 from flower_psl.split import LossFn
 from flower_psl.storage import State
@@ -65,6 +68,29 @@ class ServerUpdate(Protocol):
 
     def load_state(self, state: State) -> None:
         """Go on with what `state` returned."""
+
+
+def part_update(
+    forward: ServerForward,
+    learner: Learner,
+    plan: StepPlan,
+    key: int,
+    activations: Tensor,
+    labels: Tensor,
+) -> tuple[Tensor, float]:
+    """Update a server segment from one client's part; return its cut gradient and loss.
+
+    Raises
+    ------
+    DiscardedError
+        If the client's loss is not finite; the segment is then as it was.
+    """
+    learner.start_step()
+    with kept_buffers(learner.model.server):
+        passed = forward.run_part(learner.model.server, plan, key, activations, labels)
+    [gradient] = passed.backward()
+    learner.take_step()
+    return gradient, float(passed.loss.detach())
 
 
 def turn_of_parts(
