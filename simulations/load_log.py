@@ -72,5 +72,6 @@ class LoadLog:
         return ProcessLoad(
             resident_mb=extreme(load.resident_mb for load in loads),
             threads=int(extreme(load.threads for load in loads)),
+            pool_threads=int(extreme(load.pool_threads for load in loads)),
             open_files=int(extreme(load.open_files for load in loads)),
         )

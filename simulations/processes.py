@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
 _PARENT = 1  # of the fields behind the name in /proc/PID/stat, counted from 0
+# What gRPC calls the threads of its pool.
+_POOL = "event_engine"
 
 
 @dataclass(frozen=True)
@@ -17,12 +20,18 @@ class ProcessLoad:
     ----------
     resident_mb : float
         Resident memory, in MB.
-    threads, open_files : int
-        Their numbers; sockets and pipes are files.
+    threads : int
+        How many there are, without those of gRPC's pool.
+    pool_threads : int
+        The threads of gRPC's pool. It gets one more whenever all of them happen to be busy
+        when it looks, and loses one only after 20 s in which that one had nothing to do.
+    open_files : int
+        How many there are; sockets and pipes are files.
     """
 
     resident_mb: float
     threads: int
+    pool_threads: int
     open_files: int
 
 
@@ -37,13 +46,24 @@ def load_of(pid: int) -> ProcessLoad:
     folder = _PROC / str(pid)
     try:
         status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+        threads = _thread_names(folder)
+        pool_threads = threads.count(_POOL)
         return ProcessLoad(
             resident_mb=int(status["VmRSS"].split()[0]) * 1024 / 1e6,
-            threads=int(status["Threads"]),
+            threads=len(threads) - pool_threads,
+            pool_threads=pool_threads,
             open_files=len(os.listdir(folder / "fd")),
         )
     except (FileNotFoundError, KeyError) as error:
         raise ProcessLookupError(f"process {pid} has ended") from error
+
+
+def _thread_names(folder: Path) -> list[str]:
+    names = []
+    for thread in (folder / "task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            names.append((thread / "comm").read_text().strip())
+    return names
 
 
 def processes(ancestor: int, program: str) -> list[int]:

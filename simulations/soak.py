@@ -86,6 +86,8 @@ def soak(settings: SoakSettings) -> str:
             "at the end": each.late.resident_mb,
             "threads": each.early.threads,
             "threads at the end": each.late.threads,
+            "gRPC's pool": each.early.pool_threads,
+            "gRPC's pool at the end": each.late.pool_threads,
             "open files": each.early.open_files,
             "open files at the end": each.late.open_files,
         }

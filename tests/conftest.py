@@ -29,6 +29,7 @@ def as_in_a_new_process() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     logging.getLogger("flwr").setLevel(logging.INFO)
+    logging.getLogger("flwr.psl").setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -19,17 +19,17 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ProcessLoad]]:
 
 def test_the_most_before_is_compared_with_the_least_after(looks: list[ProcessLoad]) -> None:
     looks += [
-        ProcessLoad(100.0, 4, 10),
-        ProcessLoad(90.0, 5, 9),
-        ProcessLoad(500.0, 50, 500),
-        ProcessLoad(110.0, 3, 12),
-        ProcessLoad(120.0, 2, 14),
+        ProcessLoad(100.0, 4, 3, 10),
+        ProcessLoad(90.0, 5, 2, 9),
+        ProcessLoad(500.0, 50, 40, 500),
+        ProcessLoad(110.0, 3, 7, 12),
+        ProcessLoad(120.0, 2, 8, 14),
     ]
     log = LoadLog(lambda: {"ServerApp": 1})
     for _ in range(5):
         log.look()
     assert log.growth((0.0, 1.0), (3.0, 9.0)) == [
-        Growth("ServerApp", ProcessLoad(100.0, 5, 10), ProcessLoad(110.0, 2, 12))
+        Growth("ServerApp", ProcessLoad(100.0, 5, 3, 10), ProcessLoad(110.0, 2, 7, 12))
     ]
     with pytest.raises(RuntimeError, match="ServerApp was not there from 5 to 9"):
         log.growth((0.0, 1.0), (5.0, 9.0))
