@@ -117,6 +117,7 @@ class AppConfig:
     sampler: str = setting("", one_of=("", *SAMPLERS))
     client_sync: str = setting("", one_of=("", "step", "round", "none"))
     server_update: str = setting("", one_of=("", *_SERVER_UPDATES))
+    overlap: bool = setting(False)
     client_strategy: str = setting("", one_of=("", *FLOWER_STRATEGIES))
     batch_size: int = setting(64, at_least=1)
     local_batch_size: int = setting(0, at_least=0)

@@ -18,6 +18,7 @@ BELONGS_TO: dict[str, tuple[str, ...]] = {
     "client-costs": ("sampler 'straggler'",),
     "participation": ("sampler 'straggler'",),
     "concentration": ("sampler 'latent-dirichlet'",),
+    "overlap": ("client-sync 'step'",),
     "local-epochs": (ON_DEVICES,),
     "server-learning-rate": tuple(
         f"strategy {name!r}" for name in ("fedavgm", "fedadam", "fedyogi", "fedadagrad")

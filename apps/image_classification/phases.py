@@ -45,7 +45,7 @@ class Phase:
         strategy = self.method.strategy if split is None else split.client_strategy
         parts = {f"strategy {strategy!r}"} if strategy else set()
         if split is not None:
-            return {f"sampler {split.sampler!r}", *parts}
+            return {f"sampler {split.sampler!r}", f"client-sync {split.client_sync!r}", *parts}
         return parts if self.method.trained == "centralized" else {ON_DEVICES, *parts}
 
 

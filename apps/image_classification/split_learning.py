@@ -72,6 +72,7 @@ def build_strategy(
         client_sync=split.client_sync,
         client_strategy=make_strategy and make_strategy(config),
         server_update=split.server_update,
+        overlap=config.overlap and split.client_sync == "step",
         loss_fn=nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
         optimizer_fn=partial(OPTIMIZERS[config.optimizer], config),
         lr_scheduler_fn=SCHEDULES[config.learning_rate_schedule],

@@ -102,7 +102,13 @@ class FusedClients:
         _, parts, labels = zip(*(self._loads[step.client_key](step) for step in ids), strict=True)
         inputs, weights = torch.cat(parts), requests[0].weights
         if not self._is_checked and len(inputs) > 1:
-            check_example_wise(self._segment, weights, inputs)
+            check_example_wise(
+                self._segment,
+                weights,
+                inputs,
+                name="client segment",
+                remedy="Leave out fuse_clients, replace the layer, or put it behind the cut",
+            )
             self._is_checked = True
         computed = client_pass.forward(
             self._segment,

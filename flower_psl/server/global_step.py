@@ -11,6 +11,7 @@ from flower_psl.server.discarded import DiscardedError
 from flower_psl.server.kept_buffers import kept_buffers
 from flower_psl.server.norm_bounds import check_update_norm
 from flower_psl.server.phase_clock import PhaseClock
+from flower_psl.server.received_batch import ReceivedBatch
 from flower_psl.server.split_step import Exchange, SplitStep, encode_gradient
 from flower_psl.server.step_outcome import StepOutcome
 from flower_psl.server.step_plan import StepPlan
@@ -95,11 +96,20 @@ class GlobalStep(SplitStep):
             exchanges.append((returns, backwards))
         clock.lap("backward_exchange")
 
+        self._update(backwards, batches, clock)
+        return self._outcome(plan, loss, clock, failures, *exchanges)
+
+    def _update(
+        self,
+        backwards: Answers[StepReply],
+        batches: Mapping[int, ReceivedBatch],
+        clock: PhaseClock,
+    ) -> None:
+        """Update the model, if every client's gradients are there."""
         gradients = self._gradients(backwards)
         clock.lap("decode")
-        learner.update(gradients, [batch.moments for batch in batches.values()])
+        self.learner.update(gradients, [batch.moments for batch in batches.values()])
         clock.lap("update")
-        return self._outcome(plan, loss, clock, failures, *exchanges)
 
     def _forward_requests(self, plan: StepPlan) -> dict[int, StepRequest]:
         weights = self.learner.client_weights(self.encodings.weights)
@@ -132,12 +142,13 @@ def _backward_requests(
     requests: Mapping[int, StepRequest], cut_gradients: Sequence[Tensor]
 ) -> dict[int, StepRequest]:
     return {
-        node: _backward_request(request, gradient)
+        node: backward_request(request, gradient)
         for (node, request), gradient in zip(requests.items(), cut_gradients, strict=True)
     }
 
 
-def _backward_request(forward: StepRequest, gradient: Tensor) -> StepRequest:
+def backward_request(forward: StepRequest, gradient: Tensor) -> StepRequest:
+    """Return the request that brings a client its cut gradient."""
     encoded = encode_gradient(forward.id, gradient, forward.encodings)
     return StepRequest(
         phase=Phase.BACKWARD,

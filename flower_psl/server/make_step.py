@@ -9,6 +9,7 @@ from flower_psl.server.client_aggregation import ClientAggregation
 from flower_psl.server.global_step import GlobalStep
 from flower_psl.server.learner import Learner
 from flower_psl.server.local_step import LocalStep
+from flower_psl.server.overlapped_step import OverlappedStep
 from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.split_step import StepTaker
 from flower_psl.server.updates import SERVER_UPDATES
@@ -54,7 +55,8 @@ def make_step(
         server_only=strategy.client_sync != "step",
     )
     if strategy.client_sync == "step":
-        return GlobalStep(
+        step = OverlappedStep if strategy.overlap else GlobalStep
+        return step(
             transport=transport,
             nodes=nodes,
             learner=learner,

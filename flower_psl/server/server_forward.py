@@ -57,15 +57,29 @@ class ServerForward:
         except PslError:
             raise
         except Exception as error:
-            failures = self._who_raises(segment, plan, activations, labels)
-            if failures and (len(failures) < len(activations) or not _is_first(plan)):
-                raise DiscardedError(failures) from error
-            raise _raised(str(plan), error, activations, labels) from error
-        if not bool(torch.isfinite(passed.loss)):
-            if failures := _who_is_not_finite(plan, passed.outputs):
-                raise DiscardedError(failures)
-            raise PslError(_not_finite(str(plan), passed.loss))
+            raise self.reason(segment, plan, activations, labels, error) from error
+        check_finite(plan, passed.loss, passed.outputs)
         return passed
+
+    def reason(
+        self,
+        segment: nn.Module,
+        plan: StepPlan,
+        activations: Sequence[Tensor],
+        labels: Tensor,
+        error: Exception,
+    ) -> Exception:
+        """Return what to raise where the segment or the loss raised over a global batch.
+
+        Returns
+        -------
+        Exception
+            A DiscardedError if what some clients sent is the reason, else a PslError.
+        """
+        failures = self._who_raises(segment, plan, activations, labels)
+        if failures and (len(failures) < len(activations) or not is_first(plan)):
+            return DiscardedError(failures)
+        return raised(str(plan), error, activations, labels)
 
     def run_part(
         self, segment: nn.Module, plan: StepPlan, client: int, activations: Tensor, labels: Tensor
@@ -97,9 +111,9 @@ class ServerForward:
             raise
         except Exception as error:
             failures = self._who_raises(segment, plan.of([client]), [activations], labels)
-            if failures and not _is_first(plan):
+            if failures and not is_first(plan):
                 raise DiscardedError(failures) from error
-            raise _raised(where, error, [activations], labels) from error
+            raise raised(where, error, [activations], labels) from error
         if not bool(torch.isfinite(passed.loss)):
             raise DiscardedError({client: ProtocolError(_not_finite(where, passed.loss))})
         return passed
@@ -131,23 +145,40 @@ class ServerForward:
             try:
                 self.loss_fn(segment(part.clone()), target)
             except Exception as error:
-                failures[key] = _raised(f"client {key}, {plan}", error, [part], target)
+                failures[key] = raised(f"client {key}, {plan}", error, [part], target)
         return failures
 
 
-def _is_first(plan: StepPlan) -> bool:
+def is_first(plan: StepPlan) -> bool:
     """Tell whether no step was taken yet; what all clients share is then rather the reason."""
     return (plan.server_round, plan.step) == (1, 1)
 
 
-def _raised(
+def raised(
     where: str, error: Exception, activations: Sequence[Tensor], labels: Tensor
 ) -> ProtocolError:
+    """Return an error that says what a server segment or a loss raised, and of what."""
     return ProtocolError(
         f"{where}: the server segment or the loss raised {type(error).__name__}: {error}. "
         f"It got activations {tuple(activations[0].shape[1:])} of an example and labels "
         f"{tuple(labels.shape)}; check that the model, the cut and the loss fit the data."
     )
+
+
+def check_finite(plan: StepPlan, loss: Tensor, outputs: Tensor) -> None:
+    """Refuse a loss over a global batch that is not finite.
+
+    Raises
+    ------
+    DiscardedError
+        If what some clients sent is the reason.
+    PslError
+        If there is another.
+    """
+    if not bool(torch.isfinite(loss)):
+        if failures := _who_is_not_finite(plan, outputs):
+            raise DiscardedError(failures)
+        raise PslError(_not_finite(str(plan), loss))
 
 
 def _not_finite(where: str, loss: Tensor) -> str:

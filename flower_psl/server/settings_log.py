@@ -12,7 +12,13 @@ _LOG = logging.getLogger("flwr.psl")
 def log_settings(strategy: "ParallelSplitLearning") -> None:
     """Log a strategy's settings."""
     _LOG.info("Parallel split learning with %r", strategy.sampler)
-    for name in ("client_sync", "steps_per_round", "max_grad_norm", "fraction_evaluate"):
+    for name in (
+        "client_sync",
+        "overlap",
+        "steps_per_round",
+        "max_grad_norm",
+        "fraction_evaluate",
+    ):
         _LOG.info("\t%s: %s", name, getattr(strategy, name))
     if strategy.client_sync != "step":
         _LOG.info("\tserver_update: %s", strategy.server_update)

@@ -169,18 +169,30 @@ class SplitStep:
                 batches[reply.id.client_key] = self._batch(reply)
             except ProtocolError as error:
                 failures[reply.id.client_key] = error
+        return self._fitting(plan, batches, failures)
+
+    def _fitting(
+        self, plan: StepPlan, batches: Mapping[int, ReceivedBatch], failures: dict[int, PslError]
+    ) -> tuple[dict[int, ReceivedBatch], dict[int, PslError]]:
+        """Return the batches that can be one, and who failed, those of the others included.
+
+        Raises
+        ------
+        DiscardedError
+            If too much is missing to take the step.
+        """
         failures |= odd_batches(batches)
-        batches = _without(batches, failures)
-        if batches:
-            first = next(iter(batches.values()))
+        fitting = _without(batches, failures)
+        if fitting:
+            first = next(iter(fitting.values()))
             self._class_labels.ask(self.learner.model.server, first.activations.to(self.device))
             failures |= self._class_labels.wrong(
-                {key: batch.labels for key, batch in batches.items()}, str(plan)
+                {key: batch.labels for key, batch in fitting.items()}, str(plan)
             )
-        batches = _without(batches, failures)
-        if not self.failures.suffices(plan.of(batches).num_examples, plan.num_examples):
+        fitting = _without(fitting, failures)
+        if not self.failures.suffices(plan.of(fitting).num_examples, plan.num_examples):
             raise DiscardedError(failures)
-        return batches, failures
+        return fitting, failures
 
     def _batch(self, reply: StepReply) -> ReceivedBatch:
         reply = self._decoded(reply)

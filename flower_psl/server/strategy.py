@@ -85,6 +85,13 @@ class ParallelSplitLearning(StartOnlyStrategy):
         How the server segment learns where clients update theirs: from the global batch as
         one; with a copy and an optimizer for each client, averaged at the end of each round
         (SplitFed version 1); or from one client after the other, in random order (version 2).
+    overlap : bool
+        With ``client_sync="step"``: whether the server runs its segment over each client's
+        part as soon as that has come, and returns each cut gradient as soon as it is there,
+        while other parts are still computed or on their way. The result is that of one pass
+        over the global batch up to rounding, not bit for bit. It pays over live connections,
+        for parts of ten examples or more, and needs a server segment that treats every
+        example alone: without BatchNorm, dropout and the like, which the first step refuses.
     steps_per_round : int, optional
         Ends a round before it has gone through all examples.
     fraction_evaluate : float
@@ -134,6 +141,7 @@ class ParallelSplitLearning(StartOnlyStrategy):
     client_sync: ClientSync = "step"
     client_strategy: Strategy | None = None
     server_update: ServerUpdateName = "global-batch"
+    overlap: bool = False
     steps_per_round: int | None = None
     fraction_evaluate: float = 1.0
     evaluate_batch_size: int = 256

@@ -116,6 +116,11 @@ def _check_client_sync(strategy: "ParallelSplitLearning") -> None:
             f"server_update is {update!r} with client_sync='step', where one optimizer updates "
             "the whole model from the global batch; choose client_sync='round' or 'none'"
         )
+    if strategy.overlap and sync != "step":
+        raise ConfigError(
+            f"overlap is given with client_sync={sync!r}, where a step is one exchange and the "
+            "server computes after it; leave it out, or choose client_sync='step'"
+        )
     if sync != "round" and strategy.client_strategy is not None:
         raise ConfigError(
             f"client_strategy is given with client_sync={sync!r}; it aggregates client segments "

@@ -12,7 +12,9 @@ from flower_psl.errors import ConfigError
 from flower_psl.split.findings import random_modules
 
 
-def check_example_wise(segment: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor) -> None:
+def check_example_wise(
+    segment: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor, *, name: str, remedy: str
+) -> None:
     """Refuse a segment whose output for an example is not that example's own in training.
 
     What layers do is observed, not guessed from their classes: on copies, on the CPU.
@@ -20,11 +22,15 @@ def check_example_wise(segment: nn.Module, weights: Mapping[str, Tensor], inputs
     Parameters
     ----------
     segment : nn.Module
-        The client segment; it may be on the meta device.
+        The segment; it may be on the meta device.
     weights : mapping of str to Tensor
         Its parameters and buffers, as `segment_tensors` names them.
     inputs : Tensor
         ``(n, ...)``: a batch of examples that differ.
+    name : str
+        What the segment is called in the error, such as ``"client segment"``.
+    remedy : str
+        What to do about it, such as ``"Leave out fuse_clients"``.
 
     Raises
     ------
@@ -40,19 +46,20 @@ def check_example_wise(segment: nn.Module, weights: Mapping[str, Tensor], inputs
         functional_call(segment, copies, (inputs.cpu(),))
 
     with torch.no_grad():
-        for name in random_modules(segment, partial(run, inputs)):
-            raise _refusal(segment, name, "draws random numbers")
+        for layer in random_modules(segment, partial(run, inputs)):
+            raise _refusal(segment, layer, f"of the {name} draws random numbers", remedy)
         among_others = _first_outputs(segment, partial(run, inputs))
         among_its_like = _first_outputs(segment, partial(run, inputs[[0] * len(inputs)]))
     # In the order in which the modules were done, so that the innermost comes first. The
     # segment itself, at the end, decides: inside of it examples need not come first.
     changed = [
-        name
-        for name, output in among_others.items()
-        if not torch.equal(output, among_its_like.get(name, output))
+        layer
+        for layer, output in among_others.items()
+        if not torch.equal(output, among_its_like.get(layer, output))
     ]
     if changed and changed[-1] == "":
-        raise _refusal(segment, changed[0], "mixes the examples of a batch")
+        what = f"of the {name} mixes the examples of a batch"
+        raise _refusal(segment, changed[0], what, remedy)
 
 
 def _first_outputs(segment: nn.Module, run: Callable[[], None]) -> dict[str, Tensor]:
@@ -76,10 +83,10 @@ def _first_outputs(segment: nn.Module, run: Callable[[], None]) -> dict[str, Ten
     return outputs
 
 
-def _refusal(segment: nn.Module, name: str, what: str) -> ConfigError:
-    kind = type(segment.get_submodule(name)).__name__
+def _refusal(segment: nn.Module, layer: str, what: str, remedy: str) -> ConfigError:
+    kind = type(segment.get_submodule(layer)).__name__
     return ConfigError(
-        f"layer {name!r} ({kind}) of the client segment {what} in training; one pass for all "
-        "clients needs layers that treat every example alone and alike. Leave out "
-        "fuse_clients, replace the layer, or put it behind the cut."
+        f"layer {layer!r} ({kind}) {what} in training; parts of a batch that are computed "
+        "together or one by one, as it suits, need layers that treat every example alone and "
+        f"alike. {remedy}."
     )

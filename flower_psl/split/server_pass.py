@@ -41,22 +41,8 @@ class ServerPass:
         PslError
             If the loss does not depend on the activations.
         """
-        if not self.loss.requires_grad:
-            raise PslError(
-                "the loss depends on no parameter and not on the activations; a step needs a "
-                "loss that is computed, without detaching, from the model's outputs"
-            )
-        # `inputs` is not restricted: the parameters' gradients are wanted as well.
-        self.loss.backward()  # type: ignore[no-untyped-call]
-        gradients = []
-        for part in self._activations:
-            if part.grad is None:
-                raise PslError(
-                    "the loss does not depend on the activations; the server segment must use "
-                    "its input"
-                )
-            gradients.append(part.grad.contiguous())
-        return gradients
+        backpropagate(self.loss)
+        return [cut_gradient(part) for part in self._activations]
 
 
 def check_loss_fn(loss_fn: LossFn) -> None:
@@ -115,10 +101,53 @@ def forward(
         # The segment gets no leaf of the graph, since its first layer may work in place.
         outputs = segment(torch.cat(parts))
         loss = loss_fn(outputs, labels)
+    return ServerPass(outputs=outputs.detach(), loss=scalar(loss), _activations=parts)
+
+
+def scalar(loss: object) -> Tensor:
+    """Return what a loss function returned.
+
+    Raises
+    ------
+    ConfigError
+        If it is not a scalar tensor.
+    """
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shown = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ConfigError(
             f"loss_fn returned {shown}; the loss is one scalar over the global batch. Use a "
             "reduction such as 'mean'."
         )
-    return ServerPass(outputs=outputs.detach(), loss=loss, _activations=parts)
+    return loss
+
+
+def backpropagate(loss: Tensor) -> None:
+    """Add a loss's gradients to the ``.grad`` of all that it depends on.
+
+    Raises
+    ------
+    PslError
+        If it depends on nothing.
+    """
+    if not loss.requires_grad:
+        raise PslError(
+            "the loss depends on no parameter and not on the activations; a step needs a "
+            "loss that is computed, without detaching, from the model's outputs"
+        )
+    # `inputs` is not restricted: the parameters' gradients are wanted as well.
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def cut_gradient(activations: Tensor) -> Tensor:
+    """Return the gradient that has come to a client's activations, contiguous.
+
+    Raises
+    ------
+    PslError
+        If none has.
+    """
+    if activations.grad is None:
+        raise PslError(
+            "the loss does not depend on the activations; the server segment must use its input"
+        )
+    return activations.grad.contiguous()

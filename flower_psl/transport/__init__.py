@@ -8,7 +8,7 @@ from flower_psl.transport.answers import Answers
 from flower_psl.transport.in_process import InProcessTransport
 from flower_psl.transport.polling import wait_for_nodes
 from flower_psl.transport.stream_settings import StreamSettings
-from flower_psl.transport.transport import Device, Transport
+from flower_psl.transport.transport import Device, Transport, exchange_in_portions
 
 __all__ = [
     "Answers",
@@ -16,5 +16,6 @@ __all__ = [
     "InProcessTransport",
     "StreamSettings",
     "Transport",
+    "exchange_in_portions",
     "wait_for_nodes",
 ]

@@ -2,17 +2,25 @@
 
 import queue
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 from typing import TypeVar
 
 from flower_psl.errors import ClientError, ProtocolError, PslError
-from flower_psl.transport.answers import Answers, belonging
+from flower_psl.transport.answers import Answers
 from flower_psl.transport.polling import late
 from flower_psl.transport.stream_connection import Arrival, Event, Request
 from flower_psl.transport.stream_server import StreamServer
-from flower_psl.wire import DescribeReply, StepId, StepReply, StepRequest, frames, parts
+from flower_psl.wire import (
+    DescribeReply,
+    StepId,
+    StepReply,
+    StepRequest,
+    check_belongs,
+    frames,
+    parts,
+)
 from flower_psl.wire.frames import SHARED, Frame, Kind
 from flower_psl.wire.tensor_table import pack_tensors, unpack_tensors
 
@@ -68,32 +76,41 @@ class StreamTransport:
             node: Request(sequence, frames.pack(Kind.DESCRIBE, node, sequence, {}))
             for node in where
         }
-        return self._converse(sequence, requests, where, _description, timeout_s)
+        return self._converse(sequence, [requests], where, _description, timeout_s, _ignore)
 
     def exchange(
         self, requests: Mapping[int, StepRequest], timeout_s: float
     ) -> Answers[StepReply]:
         """Send each node its request and wait for its reply."""
+        return self.exchange_in_portions([requests], timeout_s, _ignore)
+
+    def exchange_in_portions(
+        self,
+        portions: Iterable[Mapping[int, StepRequest]],
+        timeout_s: float,
+        on_reply: Callable[[StepReply], None],
+    ) -> Answers[StepReply]:
+        """Send each portion of the requests when it is made; see `OverlappingTransport`."""
         sequence = next(self._sequence)
-        # Clients share the step's weights, so their frame is made once and not per client.
-        weights: dict[int, bytes] = {}
-        for request in requests.values():
-            if request.weights and id(request.weights) not in weights:
-                tensors = pack_tensors(request.weights)
-                weights[id(request.weights)] = frames.pack(Kind.WEIGHTS, 0, sequence, {}, tensors)
-        contents = {
-            node: Request(
-                sequence, _packed(node, sequence, request), weights.get(id(request.weights))
-            )
-            for node, request in requests.items()
-        }
-        where = {node: f"node {node}, {request.id}" for node, request in requests.items()}
+        asked: dict[int, StepRequest] = {}
+        where: dict[int, str] = {}
         started = time.monotonic()
 
-        def decode(frame: Frame) -> StepReply:
-            return replace(_reply(frame), exchange_s=time.monotonic() - started)
+        def contents() -> Iterator[Mapping[int, Request]]:
+            for portion in portions:
+                asked.update(portion)
+                where.update({node: f"node {node}, {r.id}" for node, r in portion.items()})
+                yield _requests(sequence, portion)
 
-        return belonging(self._converse(sequence, contents, where, decode, timeout_s), requests)
+        def decode(frame: Frame) -> StepReply | PslError:
+            reply = replace(_reply(frame), exchange_s=time.monotonic() - started)
+            try:
+                check_belongs(reply, asked[frame.node])
+            except ProtocolError as error:
+                return error  # names the step already
+            return reply
+
+        return self._converse(sequence, contents(), where, decode, timeout_s, on_reply)
 
     def announce(self, steps: Mapping[int, StepId]) -> None:
         """Tell nodes, behind the requests of the next exchange, what comes after it.
@@ -109,19 +126,23 @@ class StreamTransport:
     def _converse(
         self,
         sequence: int,
-        contents: Mapping[int, Request],
+        contents: Iterable[Mapping[int, Request]],
         where: Mapping[int, str],
-        decode: Callable[[Frame], T],
+        decode: Callable[[Frame], T | PslError],
         timeout_s: float,
+        on_reply: Callable[[T], None],
     ) -> Answers[T]:
         """Send one frame a node, await one answer a node, decode as they arrive."""
         deadline = time.monotonic() + timeout_s
-        outcomes: dict[int, T | PslError] = {
-            node: self._loss(where[node]) for node in self._lost.intersection(contents)
-        }
-        pending = contents.keys() - outcomes
+        outcomes: dict[int, T | PslError] = {}
+        pending: set[int] = set()
         notes, self._notes = self._notes, {}
-        self._server.send({node: contents[node] for node in contents if node in pending}, notes)
+        for portion in contents:
+            lost = self._lost.intersection(portion)
+            outcomes |= {node: self._loss(where[node]) for node in lost}
+            there = {node: request for node, request in portion.items() if node not in lost}
+            self._server.send(there, {node: notes[node] for node in there if node in notes})
+            pending |= there.keys()
         while pending:
             try:
                 arrival = self._server.arrivals.get(timeout=max(deadline - time.monotonic(), 0.0))
@@ -134,15 +155,17 @@ class StreamTransport:
             if event is Event.LOST:
                 outcomes[node] = self._loss(where[node])
             elif isinstance(event, Frame) and event.sequence == sequence:
-                outcomes[node] = _decoded(event, where[node], decode)
+                outcome = outcomes[node] = _decoded(event, where[node], decode)
+                if not isinstance(outcome, PslError):
+                    on_reply(outcome)
             else:
                 continue
             pending.discard(node)
-        if unanswered := contents.keys() & (pending | self._lost):
+        if unanswered := where.keys() & (pending | self._lost):
             self._server.give_up(unanswered)
         self._late |= pending
         outcomes |= {node: late(where[node], timeout_s) for node in pending}
-        return Answers.of(contents, outcomes)
+        return Answers.of(where, outcomes)
 
     def _note(self, arrival: Arrival) -> None:
         """Keep count of who is there."""
@@ -163,13 +186,31 @@ class StreamTransport:
         )
 
 
+def _ignore(reply: object) -> None:
+    """Do nothing when a reply comes: all of them are wanted together."""
+
+
+def _requests(sequence: int, steps: Mapping[int, StepRequest]) -> dict[int, Request]:
+    """Return the frames of some requests of one exchange."""
+    # Clients share the step's weights, so their frame is made once and not per client.
+    weights: dict[int, bytes] = {}
+    for request in steps.values():
+        if request.weights and id(request.weights) not in weights:
+            tensors = pack_tensors(request.weights)
+            weights[id(request.weights)] = frames.pack(Kind.WEIGHTS, 0, sequence, {}, tensors)
+    return {
+        node: Request(sequence, _packed(node, sequence, step), weights.get(id(step.weights)))
+        for node, step in steps.items()
+    }
+
+
 def _packed(node: int, sequence: int, request: StepRequest) -> bytes:
     values = {**parts.request_config(request), SHARED: bool(request.weights)}
     tensors = pack_tensors(parts.request_tensors(request))
     return frames.pack(Kind.REQUEST, node, sequence, values, tensors)
 
 
-def _decoded(frame: Frame, where: str, decode: Callable[[Frame], T]) -> T | PslError:
+def _decoded(frame: Frame, where: str, decode: Callable[[Frame], T | PslError]) -> T | PslError:
     """Return a node's answer, or what is wrong with it."""
     if frame.kind is Kind.ERROR:
         return ClientError(f"{where}: the client raised {frame.values.get('reason')}")

@@ -1,6 +1,6 @@
 """How requests travel: the interface that the server sees, whatever carries them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from flower_psl.transport.answers import Answers
@@ -104,3 +104,47 @@ class Transport(Protocol):
         steps : mapping of int to StepId
             The step after the next exchange, of each node that takes part in it.
         """
+
+
+@runtime_checkable
+class OverlappingTransport(Transport, Protocol):
+    """A transport that carries some requests and replies while others are still computed."""
+
+    def exchange_in_portions(
+        self,
+        portions: Iterable[Mapping[int, StepRequest]],
+        timeout_s: float,
+        on_reply: Callable[[StepReply], None],
+    ) -> Answers[StepReply]:
+        """Do as `exchange`, and let the caller compute in between.
+
+        Parameters
+        ----------
+        portions : iterable of mappings of int to StepRequest
+            Requests by node; each portion is sent as soon as it is made, before the next is.
+        timeout_s : float
+            Bound on the whole exchange, in seconds; what the caller computes counts.
+        on_reply : callable
+            Is called with each reply that belongs to its request, when it comes, in this
+            thread.
+        """
+
+
+def exchange_in_portions(
+    transport: Transport,
+    portions: Iterable[Mapping[int, StepRequest]],
+    timeout_s: float,
+    on_reply: Callable[[StepReply], None],
+) -> Answers[StepReply]:
+    """Exchange as `OverlappingTransport` does, over any transport.
+
+    One that cannot overlap is given all portions at once, and tells of all replies at the end,
+    in the order of the requests.
+    """
+    if isinstance(transport, OverlappingTransport):
+        return transport.exchange_in_portions(portions, timeout_s, on_reply)
+    requests = {node: request for portion in portions for node, request in portion.items()}
+    answers = transport.exchange(requests, timeout_s)
+    for reply in answers.replies.values():
+        on_reply(reply)
+    return answers

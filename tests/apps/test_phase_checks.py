@@ -21,7 +21,7 @@ def test_settings_without_effect_on_the_sampler_are_refused(
 ) -> None:
     text = refusal(AppConfig.from_run_config, {key: value, "sampler": sampler})
     assert f"{key} = {value!r} has no effect: it belongs to sampler {user!r}" in text
-    assert f"this run has sampler {sampler!r}" in text
+    assert f"this run has client-sync 'step' and sampler {sampler!r}" in text
     assert f"leave {key} at" in text
     assert AppConfig.from_run_config({key: value, "sampler": user}).sampler == user
 
@@ -31,6 +31,7 @@ def test_settings_without_effect_on_the_sampler_are_refused(
     [
         ("local-batch-size", 8, "fedavg", "gpsl"),
         ("local-batch-size", 8, "splitfed-v1", "sl"),
+        ("overlap", True, "psl", "splitfed-v2"),
         ("local-epochs", 2, "local-only", "centralized"),
         ("server-learning-rate", 0.5, "fedadagrad", "fedavg"),
         ("server-momentum", 0.5, "fedavgm", "fedadam"),

@@ -94,8 +94,15 @@ def test_plain_text_reaches_the_stream() -> None:
     assert build_strategy(config, model()).stream == StreamSettings(plain_text=True)
 
 
+def test_overlap_is_for_the_phases_that_can() -> None:
+    config = AppConfig.from_run_config({"overlap": True, "phases": "gpsl:1, splitfed-v2:1"})
+    splits = [phase.method.split for phase in config.parsed_phases]
+    assert [build_strategy(config, model(), split).overlap for split in splits] == [True, False]
+
+
 def test_what_is_off_by_default_is_off() -> None:
     strategy = build_strategy(AppConfig(), model())
+    assert not strategy.overlap
     assert strategy.max_grad_norm is None
     assert strategy.steps_per_round is None
     assert strategy.lr_scheduler_fn is None

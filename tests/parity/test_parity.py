@@ -145,6 +145,7 @@ class Case:
     sizes: tuple[int, ...] = (17, 3, 29, 1, 14)
     num_rounds: int = 1
     over_messages: bool = False
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         torch.manual_seed(SEED)
@@ -164,6 +165,7 @@ class Case:
             loss_fn=self.loss_fn,
             optimizer_fn=spy,
             max_grad_norm=self.max_grad_norm,
+            overlap=self.overlap,
             seed=SEED,
         )
         parts = zip(
@@ -253,10 +255,17 @@ def test_every_loss_optimizer_and_model(
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_server_that_computes_part_by_part(loss: str, dtype: torch.dtype) -> None:
+    assert_parity(Case(loss_fn=LOSSES[loss], dtype=dtype, model="residual", overlap=True))
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["whole", "overlap"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", MODELS)
-def test_weights_after_100_steps(model: str, optimizer: str) -> None:
-    case = Case(model=model, optimizer_fn=OPTIMIZERS[optimizer], num_rounds=25)
+def test_weights_after_100_steps(model: str, optimizer: str, overlap: bool) -> None:
+    case = Case(model=model, optimizer_fn=OPTIMIZERS[optimizer], num_rounds=25, overlap=overlap)
     assert sum(1 for _ in case.global_batches()) == 100
     assert_parity(case)
 

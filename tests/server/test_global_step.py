@@ -24,6 +24,7 @@ from flower_psl import (
 from flower_psl.sampling import Purpose, generator
 from flower_psl.server.global_step import GlobalStep
 from flower_psl.server.learner import Learner
+from flower_psl.server.overlapped_step import OverlappedStep
 from flower_psl.server.step_plan import StepPlan
 from flower_psl.split import LossFn
 from flower_psl.telemetry import StepRecord
@@ -32,6 +33,15 @@ from flower_psl.wire import DescribeReply, Phase, StepId, StepReply, StepRequest
 
 PLAN = StepPlan(server_round=2, step=3, batch_sizes={2: 3, 5: 1, 9: 4}, starts={2: 7, 5: 6, 9: 16})
 Lie = Callable[[StepReply], StepReply]
+# What takes the steps of a test; see `both_kinds`.
+KIND: type[GlobalStep] = GlobalStep
+only_for_the_whole = pytest.mark.parametrize("both_kinds", [GlobalStep], indirect=True)
+
+
+@pytest.fixture(autouse=True, params=[GlobalStep, OverlappedStep])
+def both_kinds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every test hold for the step that waits for all parts, and for the one that does not."""
+    monkeypatch.setitem(globals(), "KIND", request.param)
 
 
 def one_second() -> float:
@@ -62,7 +72,7 @@ def stepper(
     def optimizer_fn(parameters: Iterable[nn.Parameter]) -> SGD:
         return SGD(parameters, lr=0.1)
 
-    return GlobalStep(
+    return KIND(
         transport=InProcessTransport(clients),
         nodes={key: key for key in clients},
         learner=Learner(split, optimizer_fn, None, total_steps=1, max_grad_norm=None),
@@ -197,6 +207,7 @@ def test_a_layer_right_behind_the_cut_may_work_in_place(
         torch.testing.assert_close(tensor, reference.state_dict()[name], rtol=1e-12, atol=1e-14)
 
 
+@only_for_the_whole
 def test_random_layers_of_the_server_draw_anew_in_every_step(
     model: nn.Sequential, clients: dict[int, SplitClient]
 ) -> None:
@@ -515,6 +526,7 @@ def test_with_less_than_the_quorum_a_step_is_discarded(
         assert torch.equal(tensor, before[name])
 
 
+@only_for_the_whole
 def test_a_gradient_that_misses_a_part_is_never_used(
     train_sets: dict[int, Any],
 ) -> None:

@@ -20,6 +20,10 @@ Make = Callable[..., ParallelSplitLearning]
         ({"loss_fn": "mse"}, "loss_fn is 'mse'; it must be a function"),
         ({"loss_fn": nn.Linear(3, 1)}, r"loss_fn has parameters of its own, \['weight', 'bias'\]"),
         ({"client_sync": "rounds"}, "client_sync is 'rounds'; it is one of step, round, none"),
+        (
+            {"overlap": True, "client_sync": "round"},
+            "overlap is given with client_sync='round', .*; leave it out, or choose client_sync",
+        ),
         ({"client_sync": None}, "client_sync is None; it is one of step"),
         (
             {"server_update": "sum"},

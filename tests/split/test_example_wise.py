@@ -48,8 +48,11 @@ class Attention(nn.Module):
         return y
 
 
+NAMES = {"name": "client segment", "remedy": "Leave out this"}
+
+
 def check(segment: nn.Module, inputs: Tensor = IMAGES) -> None:
-    check_example_wise(segment, segment_tensors(segment), inputs)
+    check_example_wise(segment, segment_tensors(segment), inputs, **NAMES)
 
 
 def outcome(segment: nn.Module, inputs: Tensor = IMAGES) -> str:
@@ -86,9 +89,9 @@ def test_layers_that_treat_every_example_alone_are_accepted(layer: nn.Module) ->
 )
 def test_a_layer_that_mixes_examples_is_named(layer: nn.Module, named: str) -> None:
     assert outcome(nn.Sequential(nn.Identity(), layer)) == (
-        f"layer {named} of the client segment mixes the examples of a batch in training; one "
-        "pass for all clients needs layers that treat every example alone and alike. Leave out "
-        "fuse_clients, replace the layer, or put it behind the cut."
+        f"layer {named} of the client segment mixes the examples of a batch in training; parts of "
+        "a batch that are computed together or one by one, as it suits, need layers that treat "
+        "every example alone and alike. Leave out this."
     )
 
 
@@ -120,7 +123,7 @@ def test_a_segment_on_the_meta_device_is_looked_at_with_the_weights() -> None:
     weights = segment_tensors(nn.Sequential(nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3)))
     meta = nn.Sequential(nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3)).to("meta")
     with pytest.raises(ConfigError, match=re.escape("layer '1' (BatchNorm2d)")):
-        check_example_wise(meta, weights, IMAGES)
+        check_example_wise(meta, weights, IMAGES, **NAMES)
 
 
 def test_nothing_is_left_behind() -> None:
@@ -129,7 +132,7 @@ def test_nothing_is_left_behind() -> None:
     before = {name: tensor.clone() for name, tensor in weights.items()}
     inputs, state = IMAGES.clone(), torch.get_rng_state()
     with pytest.raises(ConfigError):
-        check_example_wise(segment, weights, inputs)
+        check_example_wise(segment, weights, inputs, **NAMES)
     assert all(torch.equal(weights[name], tensor) for name, tensor in before.items())
     assert torch.equal(inputs, IMAGES)
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,4 +1,6 @@
+import re
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -43,6 +45,48 @@ def test_replies_come_in_the_order_of_the_requests(
     for node in (1, 2):
         lab.serve({node: make_echo(node, during=lambda _: others_answered.release())})
     assert list(lab.exchange(FAR, 2, 1).items()) == [(FAR, 5.0), (2, 2.0), (1, 1.0)]
+
+
+def test_a_portion_is_on_its_way_before_the_next_is_made(
+    make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    lab = make_lab(1, 2)
+    answers = threading.Semaphore(0)
+    for node in (1, 2):
+        lab.serve({node: make_echo(node, during=lambda _: answers.release())})
+    requests = lab.requests(2, 1)
+
+    def portions() -> Iterator[dict[int, StepRequest]]:
+        for node, request in requests.items():
+            yield {node: request}
+            assert answers.acquire(timeout=20)
+
+    replies = lab.transport.exchange_in_portions(portions(), 20, lambda _: None).all()
+    assert list(replies) == [2, 1]
+
+
+def test_replies_are_told_of_when_they_come(make_lab: "MakeLab", make_echo: "type[Echo]") -> None:
+    lab = make_lab(1, 2, 3)
+    told: list[int] = []
+    first_told = threading.Event()
+
+    def wait(_: StepRequest) -> None:
+        assert first_told.wait(20)
+
+    def wrong(request: StepRequest) -> StepReply:
+        return StepReply(phase=request.phase, id=request.id._replace(step=9))
+
+    def note(reply: StepReply) -> None:
+        told.append(reply.id.client_key)
+        first_told.set()
+
+    lab.serve({1: make_echo(1, during=wait)})
+    lab.serve({2: make_echo(2)})
+    lab.serve({3: make_echo(3, during=wrong)})
+    answers = lab.transport.exchange_in_portions([lab.requests(3, 1, 2)], 20, note)
+    assert told == [2, 1]
+    assert list(answers.replies) == [1, 2]
+    assert re.match("client 3, round 2, step 40: asked for", str(answers.failures[3]))
 
 
 def test_what_is_sent_arrives_bit_for_bit(make_lab: "MakeLab", make_echo: "type[Echo]") -> None:

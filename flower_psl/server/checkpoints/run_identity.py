@@ -24,7 +24,14 @@ _LOG = logging.getLogger("flwr.psl")
 
 Identity = dict[str, str | int | float | None]
 
-_SETTINGS = ("client_sync", "server_update", "seed", "max_grad_norm", "steps_per_round")
+_SETTINGS = (
+    "client_sync",
+    "server_update",
+    "overlap",
+    "seed",
+    "max_grad_norm",
+    "steps_per_round",
+)
 _MOST_DIFFERENCES = 5
 # A schedule that is another one differs in its first steps.
 _FIRST_STEPS = 100
