@@ -69,6 +69,9 @@ VENUES = (
             BenchRun("deployment-messages-light-step", "light", "messages", 3, 1),
             BenchRun("deployment-stream-light-step", "light", "stream", 10, 20, quick=True),
             BenchRun("deployment-stream-2-peers-step", "peer", "stream", 8, 20),
+            BenchRun(
+                "deployment-stream-2-peers-overlap-step", "peer", "stream", 8, 20, overlap=True
+            ),
             BenchRun(THROUGHPUT, "throughput", "stream", 6, len(WIDE_BATCHES), quick=True),
         ),
     ),
@@ -80,7 +83,12 @@ VENUES = (
     Venue(
         "deployment",
         8,
-        (BenchRun("deployment-stream-8-peers-step", "peer", "stream", 6, 10),),
+        (
+            BenchRun("deployment-stream-8-peers-step", "peer", "stream", 6, 10),
+            BenchRun(
+                "deployment-stream-8-peers-overlap-step", "peer", "stream", 6, 10, overlap=True
+            ),
+        ),
     ),
 )
 

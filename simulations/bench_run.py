@@ -37,6 +37,8 @@ class BenchRun:
         Measured rounds, and steps in each. Another round comes first, to warm up.
     quick : bool
         Whether the quick form of the benchmark has it.
+    overlap : bool
+        Whether the server computes while tensors are on their way.
     """
 
     name: str
@@ -45,6 +47,7 @@ class BenchRun:
     rounds: int
     steps: int
     quick: bool = False
+    overlap: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +129,9 @@ def read(folder: Path) -> Measurement:
 def _run_in_process(run: BenchRun, num_clients: int, out: Path) -> None:
     workload = WORKLOADS[run.workload]
     run_in_process(
-        workload.build_strategy(recorder=RunRecorder(out), steps_per_round=run.steps),
+        workload.build_strategy(
+            recorder=RunRecorder(out), steps_per_round=run.steps, overlap=run.overlap
+        ),
         {key: workload.build_client(key) for key in range(num_clients)},
         ArrayRecord(workload.build_model().state_dict()),
         _WARM_UP_ROUNDS + run.rounds,
@@ -140,6 +145,7 @@ def _run_app(run: BenchRun, num_clients: int, run_app: RunApp, out: str) -> None
             "out": out,
             "workload": run.workload,
             "transport": run.transport,
+            "overlap": run.overlap,
             "num-clients": num_clients,
             "num-rounds": _WARM_UP_ROUNDS + run.rounds,
             "steps-per-round": run.steps,

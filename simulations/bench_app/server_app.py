@@ -29,6 +29,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy = workload.build_strategy(
         recorder=RunRecorder(out),
         steps_per_round=steps,
+        overlap=bool(config["overlap"]),
         min_available_nodes=num_clients,
         node_timeout_s=_CONNECT_TIMEOUT_S,
         transport=str(config["transport"]),

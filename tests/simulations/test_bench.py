@@ -95,7 +95,7 @@ def test_the_app_is_told_what_to_run() -> None:
             Path(str(config["out"]), name).write_text("")
         return "finished:completed", ""
 
-    measure(BenchRun("a", "peer", "stream", 4, 7), 8, run_app)
+    measure(BenchRun("a", "peer", "stream", 4, 7, overlap=True), 8, run_app)
     del told["out"]
     assert told == {
         "workload": "peer",
@@ -103,6 +103,7 @@ def test_the_app_is_told_what_to_run() -> None:
         "num-clients": 8,
         "num-rounds": 5,
         "steps-per-round": 7,
+        "overlap": True,
     }
 
 
@@ -155,6 +156,6 @@ def test_the_app_has_a_key_for_all_that_it_is_told() -> None:
     app = tomllib.loads((ROOT / "simulations" / "pyproject.toml").read_text())["tool"]["flwr"][
         "app"
     ]
-    keys = {"out", "workload", "transport", "num-clients", "num-rounds", "steps-per-round"}
-    assert set(app["config"]) == keys
+    of_a_run = {"out", "workload", "num-rounds", "steps-per-round", "num-clients"}
+    assert set(app["config"]) == {*of_a_run, "transport", "overlap"}
     assert app["config"]["workload"] in WORKLOADS
