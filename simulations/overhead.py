@@ -43,9 +43,14 @@ PHASES = ("clients", "exchange", "server", "update", "rest")
 
 @dataclass(frozen=True, kw_only=True)
 class OverheadJob:
-    """Rounds of split training and of the plain loop, in turns."""
+    """Rounds of split training, the same with fused clients, and the plain loop, in turns."""
 
-    columns: ClassVar[tuple[str, ...]] = ("step_s", "plain_s", *(f"{name}_s" for name in PHASES))
+    columns: ClassVar[tuple[str, ...]] = (
+        "step_s",
+        "fused_s",
+        "plain_s",
+        *(f"{name}_s" for name in PHASES),
+    )
 
     clients: int
     model: str
@@ -65,20 +70,26 @@ class OverheadJob:
         images = torch.randn(num_examples, _CHANNELS, _PIXELS, _PIXELS, generator=draws)
         labels = torch.randint(0, NUM_CLASSES, (num_examples,), generator=draws)
         ours: list[dict[str, float]] = []
+        fused: list[float] = []
         plain: list[float] = []
         for repeat in range(self.repeats + 1):
             split_steps = self._split_steps(images, labels)
+            fused_steps = self._split_steps(images, labels, fuse=True)
             plain_steps = self._plain_steps(images, labels)
             if repeat:  # the first of each warms up
                 ours += split_steps
+                fused += [step["step"] for step in fused_steps]
                 plain += plain_steps
         medians: Row = {
             f"{name}_s": statistics.median(step[name] for step in ours)
             for name in ("step", *PHASES)
         }
-        return [medians | {"plain_s": statistics.median(plain)}]
+        others: Row = {"fused_s": statistics.median(fused), "plain_s": statistics.median(plain)}
+        return [medians | others]
 
-    def _split_steps(self, images: Tensor, labels: Tensor) -> list[dict[str, float]]:
+    def _split_steps(
+        self, images: Tensor, labels: Tensor, *, fuse: bool = False
+    ) -> list[dict[str, float]]:
         """Train for a round and return the seconds of each of its steps, but for a short last."""
         model = initial_model(self.model, _CHANNELS, _PIXELS, _SEED)
         split = cut(model, at=MODELS[self.model][1])
@@ -96,7 +107,8 @@ class OverheadJob:
                 key: SplitClient(split.client, TensorDataset(*part))
                 for key, part in enumerate(parts)
             }
-            run_in_process(strategy, clients, ArrayRecord(model.state_dict()), num_rounds=1)
+            arrays = ArrayRecord(model.state_dict())
+            run_in_process(strategy, clients, arrays, num_rounds=1, fuse_clients=fuse)
             lines = (Path(folder) / "steps.jsonl").read_text().splitlines()
         return [_phases(json.loads(line)) for line in lines]
 
@@ -139,7 +151,8 @@ def overhead(settings: OverheadSettings) -> str:
 
     Clients and server take turns in one process and one thread, on images of 32 x 32
     pixels: what is above the plain loop's time is what cutting the batch into the parts
-    of K clients costs, without any network.
+    of K clients costs, without any network; and what is left of it where the clients of a
+    step are fused into one pass.
     """
     jobs = [
         OverheadJob(
@@ -160,6 +173,8 @@ def overhead(settings: OverheadSettings) -> str:
             "step_ms": 1e3 * float(row["step_s"]),
             "plain_ms": 1e3 * float(row["plain_s"]),
             "ratio": float(row["step_s"]) / float(row["plain_s"]),
+            "fused_ms": 1e3 * float(row["fused_s"]),
+            "fused_ratio": float(row["fused_s"]) / float(row["plain_s"]),
             **{f"{name}_ms": 1e3 * float(row[f"{name}_s"]) for name in PHASES},
         }
         for row in rows
@@ -170,7 +185,9 @@ def overhead(settings: OverheadSettings) -> str:
 
 
 def overhead_figure(found: list[Row]) -> Figure:
-    """Draw the phases of a step as bars, one for each K, with the plain loop's time.
+    """Draw the phases of a step as bars, one for each K, with two other times beside them.
+
+    These are the plain loop's, and that of a step with fused clients.
 
     Parameters
     ----------
@@ -184,17 +201,10 @@ def overhead_figure(found: list[Row]) -> Figure:
         heights = [float(row[f"{name}_ms"]) for row in found]
         axes.bar(names, heights, bottom=bottom, label=name, color=look(name)["color"], width=0.6)
         bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
-    plain = [float(row["plain_ms"]) for row in found]
-    axes.plot(
-        names,
-        plain,
-        label="plain loop",
-        linestyle="",
-        marker="_",
-        ms=24,
-        mew=2,
-        color=look("cl")["color"],
-    )
+    for column, label, key in (("plain", "plain loop", "cl"), ("fused", "fused clients", "gpsl")):
+        times = [float(row[f"{column}_ms"]) for row in found]
+        color = look(key)["color"]
+        axes.plot(names, times, label=label, linestyle="", marker="_", ms=24, mew=2, color=color)
     legend(figure, [axes])
     return figure
 

@@ -96,7 +96,7 @@ class BatchSource:
     def _fetch(self, indices: Sequence[int] | NDArray[np.int64]) -> Any:
         if self._tensors is not None:
             index = torch.as_tensor(indices)
-            return tuple(tensor[index] for tensor in self._tensors)
+            return tuple(tensor.index_select(0, index) for tensor in self._tensors)
         fetch_all = getattr(self._dataset, "__getitems__", None)
         if fetch_all is not None:
             examples = fetch_all([int(index) for index in indices])

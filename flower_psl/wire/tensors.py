@@ -151,4 +151,4 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     # No element of a finite sum is NaN or infinite. It takes a fraction of the time that a
     # look at each element does, which is left for a sum that overflows.
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+    return math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
