@@ -1,7 +1,7 @@
 """Who is there: clients that fail are left out, and come back when they report again."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flower_psl.errors import ClientError, ProtocolError, PslError, WaitError
 from flower_psl.server.failure_policy import FailurePolicy
@@ -64,17 +64,43 @@ class Attendance:
             If fewer clients are left than the policy asks for; of the kind of the first
             failure, whose message it begins with.
         """
+        self.note(failures)
+        if failures:
+            self._require_enough(list(failures.values()))
+
+    def note(self, failures: Mapping[int, PslError]) -> None:
+        """Leave out clients that failed, however few that leaves.
+
+        Some of those that are out already may come back before the next step.
+        """
         for key, failure in failures.items():
             self._note(key, failure)
-        present = self.present
-        if len(present) >= self._policy.min_clients or not failures:
+
+    def require_enough(self) -> None:
+        """Refuse to go on with fewer clients than the policy asks for.
+
+        Raises
+        ------
+        ClientError
+            If there are; it begins with why the first one is out.
+        """
+        self._require_enough([ClientError(reason) for reason in self._ledger.out.values()])
+
+    def _require_enough(self, failures: Sequence[PslError]) -> None:
+        present, wanted = len(self.present), self._policy.min_clients
+        if present >= wanted:
             return
-        cause = next(iter(failures.values()))
+        if not failures:
+            raise ClientError(
+                f"{present} clients have training data; FailurePolicy.min_clients is {wanted}. "
+                "Start more devices that have some, or lower it."
+            )
+        cause = failures[0]
         more = f" (and {len(failures) - 1} more, see the log)" if len(failures) > 1 else ""
         raise type(cause)(
-            f"{str(cause).rstrip('.')}{more}. That leaves {len(present)} of the clients with "
-            f"training data; FailurePolicy.min_clients is {self._policy.min_clients}. Look at the "
-            "log of each device that failed, start it again, and then the run."
+            f"{str(cause).rstrip('.')}{more}. That leaves {present} of the clients with training "
+            f"data; FailurePolicy.min_clients is {wanted}. Look at the log of each device that "
+            "failed, start it again, and then the run."
         ) from cause
 
     def take_back(self) -> dict[int, bool]:

@@ -81,6 +81,10 @@ class Ledger:
             for key, share in self.shares.items()
         }
 
+    def end_rests(self) -> None:
+        """Let everybody who is out be asked at once: between two starts, devices are mended."""
+        self.rests_until, self.in_a_row = {}, {}
+
     def position(self, key: int) -> int:
         """Return where a client is in its passes through its data."""
         return self.starts[key] + self.used[key]

@@ -96,6 +96,18 @@ class RoundTraining:
             step, ahead = self._plan.next_steps()
         self._end(timeout_s)
 
+    def begin(self) -> bool:
+        """Prepare a round, or the rest of one: as `take_back`, and who is there must suffice.
+
+        Raises
+        ------
+        ClientError
+            If fewer clients are there than the policy asks for.
+        """
+        are_back = self.take_back()
+        self._attendance.require_enough()
+        return are_back
+
     def take_back(self) -> bool:
         """Let clients that report again take part, and tell whether there are any."""
         back = self._attendance.take_back()

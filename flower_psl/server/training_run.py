@@ -124,7 +124,8 @@ class TrainingRun:
         if saver and saved:
             at = saver.resume(saved)
             stepper.leave_out(away := absent(participants))
-            attendance.leave_out(away)
+            attendance.note(away)
+            ledger.end_rests()
             saver.restore_devices()
             if ledger.server_round == at.server_round:
                 plan.resume()
@@ -216,7 +217,7 @@ class TrainingRun:
     ) -> None:
         """Train for a round, or the rest of one."""
         started, ledger = time.monotonic(), self._ledger
-        is_back = training.take_back()
+        is_back = training.begin()
         if ledger.server_round != server_round:
             plan.start_round(server_round)
         elif is_back or ledger.plan_is_stale:

@@ -212,6 +212,32 @@ def test_too_few_clients_end_the_run_with_the_first_failure() -> None:
         )
 
 
+def test_too_few_clients_are_found_without_another_failure() -> None:
+    meeting = Meeting(min_clients=2)
+    meeting.attendance.note({5: WaitError("client 5: no reply"), 9: ClientError("gone")})
+    with pytest.raises(
+        ClientError,
+        match=r"^client 5: no reply \(and 1 more, see the log\)\. That leaves 1 of the clients",
+    ):
+        meeting.attendance.require_enough()
+    assert meeting.attendance.take_back() == {5: False, 9: False}
+    meeting.attendance.require_enough()
+
+
+def test_a_run_that_has_too_few_clients_from_the_start_is_refused() -> None:
+    with pytest.raises(ClientError, match=r"3 clients have training data; .* is 4\. Start more"):
+        Meeting(min_clients=4).attendance.require_enough()
+
+
+def test_nobody_rests_beyond_a_restart() -> None:
+    meeting = Meeting()
+    meeting.fail(5)
+    meeting.fail(5)
+    assert meeting.attendance.take_back() == {}
+    meeting.ledger.end_rests()
+    assert meeting.attendance.take_back() == {5: False}
+
+
 def test_a_run_goes_on_with_as_many_as_it_needs() -> None:
     meeting = Meeting(min_clients=2)
     meeting.fail(5)

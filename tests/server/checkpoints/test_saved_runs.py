@@ -91,12 +91,58 @@ def test_a_run_with_too_few_clients_left_is_saved_and_says_how_to_go_on(tmp_path
         f"The run is saved up to {last}, in {tmp_path}/checkpoints; start it again to go on from "
         "there."
     )
+    for _ in range(2):  # it fails again, and no step is taken while it rests
+        with pytest.raises(ClientError, match="FailurePolicy.min_clients is 3"):
+            run_with(clients, tmp_path, failures=policy, checkpoints=once_a_round)
+        assert once_a_round.versions.versions()[-1] == last
     result = run_with(
         make_clients(None, Fuse()), tmp_path, failures=policy, checkpoints=once_a_round
     )
-    steps = left_behind(result, tmp_path / "out")["steps"]
+    assert_trained(result, tmp_path)
+
+
+def assert_trained(result: Result, folder: Path) -> None:
+    """Every example was used in every round, in steps that follow each other."""
+    steps = left_behind(result, folder / "out")["steps"]
     places = [(step["round"], step["step"]) for step in steps]
     assert places == sorted(set(places))
+    for server_round, metrics in result.train_metrics_clientapp.items():
+        assert (metrics["num-examples"], metrics["not-seen"]) == (21, 0), server_round
+        assert metrics["num-steps"] == sum(place[0] == server_round for place in places)
+
+
+def test_a_run_that_stopped_with_nobody_left_trains_when_all_are_back(tmp_path: Path) -> None:
+    once_a_round = Checkpoints(folder=tmp_path / "checkpoints")
+    failing = {key: Failing(c.client, c.fuse) for key, c in make_clients(None, Fuse()).items()}
+    for _ in range(3):  # each of them now rests for some steps, which nobody is there to take
+        with pytest.raises(ClientError, match="That leaves 0 of the clients"):
+            run_with(failing, tmp_path, checkpoints=once_a_round)
+    result = run_with(make_clients(None, Fuse()), tmp_path, checkpoints=once_a_round)
+    assert_trained(result, tmp_path)
+
+
+def test_no_step_is_taken_with_too_few_when_a_run_is_resumed(tmp_path: Path) -> None:
+    policy = FailurePolicy(min_clients=3)
+    stopped(tmp_path)
+    [*_, before] = Checkpoints(folder=tmp_path / "checkpoints").versions.versions()
+    clients = make_clients(None, Fuse())
+    lost = clients.pop(9)
+    text = r"client 9: it is not there .* That leaves 2 of .* FailurePolicy.min_clients is 3"
+    with pytest.raises(ClientError, match=text):
+        run_with(clients, tmp_path, failures=policy)
+    [*_, after] = Checkpoints(folder=tmp_path / "checkpoints").versions.versions()
+    assert after == before
+    assert_trained(run_with({**clients, 9: lost}, tmp_path, failures=policy), tmp_path)
+
+
+def test_who_was_out_may_take_the_place_of_who_is_absent(tmp_path: Path) -> None:
+    policy = FailurePolicy(min_clients=2)
+    clients = make_clients(None, Fuse())
+    failing = {key: Failing(c.client, c.fuse) for key, c in clients.items()}
+    with pytest.raises(ClientError, match="out of memory"):
+        run_with({2: clients[2], 5: failing[5], 9: failing[9]}, tmp_path, failures=policy)
+    result = run_with({2: clients[2], 5: clients[5]}, tmp_path, failures=policy)
+    assert result.train_metrics_clientapp[NUM_ROUNDS]["num-examples"] == 11
 
 
 def test_a_client_that_stays_away_is_left_out(
