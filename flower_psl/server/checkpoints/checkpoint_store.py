@@ -58,10 +58,9 @@ class CheckpointStore:
             )
         return None
 
-    def oldest_kept(self, version: Version) -> Version:
-        """Return the oldest checkpoint that is kept beside one that is about to be written."""
-        before = [found for found in self._folder.versions() if found < version]
-        return [*before, version][-self.settings.keep :][0]
+    def oldest(self, version: Version) -> Version:
+        """Return the oldest checkpoint that is there until a new one is whole, or the new one."""
+        return min([version, *self._folder.versions()])
 
     def write(self, version: Version, state: State) -> None:
         """Write a checkpoint, and remove those that are no longer kept.
@@ -77,5 +76,6 @@ class CheckpointStore:
             If it cannot be written.
         """
         path = self._folder.write(version, pack_state(state))
-        self._folder.keep_only(self.oldest_kept(version), version)
+        kept = [found for found in self._folder.versions() if found <= version]
+        self._folder.keep_only(kept[-self.settings.keep :][0], version)
         _LOG.info("saved %s in %s", version, path)

@@ -151,7 +151,8 @@ class RunSaver:
             If the first checkpoint cannot be written.
         """
         try:
-            self._devices.save_devices(self._run, version, self._store.oldest_kept(version))
+            # Should the run die before the new checkpoint is whole, it goes on from an old one.
+            self._devices.save_devices(self._run, version, self._store.oldest(version))
             self._store.write(version, self._state())
         except (PslError, OSError) as error:
             if self.last is None:

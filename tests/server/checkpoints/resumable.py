@@ -77,6 +77,7 @@ class Setting:
     server_update: str = "global-batch"
     sampler: Callable[[], Sampler] = field(default=lambda: GlobalSampler(6, seed=1))
     every_steps: int | None = 1
+    keep: int = 2
     fraction_evaluate: float = 0.0
 
 
@@ -92,6 +93,8 @@ SETTINGS = {
     "round, copies": Setting(client_sync="round", server_update="per-client-average"),
     "round, one by one": Setting(client_sync="round", server_update="per-client-sequential"),
     "none": Setting(client_sync="none", fraction_evaluate=1.0),
+    "round, one kept": Setting(client_sync="round", keep=1),
+    "none, one kept": Setting(client_sync="none", keep=1),
     "none, copies": Setting(client_sync="none", server_update="per-client-average"),
 }
 
@@ -155,7 +158,7 @@ def make_strategy(setting: Setting, folder: Path, **changes: Any) -> ParallelSpl
         "fraction_evaluate": setting.fraction_evaluate,
         "recorder": RunRecorder(folder / "out"),
         "checkpoints": Checkpoints(
-            folder=folder / "checkpoints", every_steps=setting.every_steps, keep=2
+            folder=folder / "checkpoints", every_steps=setting.every_steps, keep=setting.keep
         ),
     }
     return ParallelSplitLearning(**(settings | changes))

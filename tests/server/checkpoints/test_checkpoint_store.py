@@ -30,10 +30,17 @@ def test_an_empty_folder_has_no_newest(tmp_path: Path) -> None:
 
 
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:
-    store = filled(tmp_path, 0, 10, 20, 30, 40)
+    filled(tmp_path, 0, 10, 20, 30, 40)
     assert steps_in(tmp_path) == [20, 30, 40]
-    assert store.oldest_kept(Version(1, 50)) == Version(1, 30)
-    assert filled(tmp_path / "one", 0, 1, keep=1).oldest_kept(Version(1, 2)) == Version(1, 2)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_oldest_is_one_that_is_there_until_the_new_one_is_whole(
+    keep: int, tmp_path: Path
+) -> None:
+    store = filled(tmp_path, 0, 10, 20, 30, 40, keep=keep)
+    assert store.oldest(Version(1, 50)) == Version(1, steps_in(tmp_path)[0])
+    assert filled(tmp_path / "new", keep=keep).oldest(Version(1, 0)) == Version(1, 0)
 
 
 def test_the_newest_whole_one_is_read_and_the_damaged_are_named(

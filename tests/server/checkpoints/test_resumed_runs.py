@@ -41,6 +41,20 @@ def test_a_run_killed_anywhere_ends_with_the_same_bits(setting: Setting, tmp_pat
         assert left_behind(run(setting, folder), folder / "out") == expected, moment
 
 
+@pytest.mark.parametrize("name", ["round, one kept", "none, one kept"])
+def test_a_run_killed_as_its_devices_save_goes_on_from_the_only_checkpoint(
+    name: str, tmp_path: Path
+) -> None:
+    setting = SETTINGS[name]
+    expected = whole(setting, tmp_path / "whole")
+    # Of three devices that save after the first steps, some have, and the server has not.
+    for moment in range(6, 33, 2):
+        folder = tmp_path / str(moment)
+        with pytest.raises(Killed):
+            run(setting, folder, Fuse(moment))
+        assert left_behind(run(setting, folder), folder / "out") == expected, moment
+
+
 @pytest.mark.parametrize("name", ["step", "round, copies", "none"])
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     setting = SETTINGS[name]

@@ -92,7 +92,7 @@ def test_a_run_with_too_few_clients_left_is_saved_and_says_how_to_go_on(tmp_path
         "there."
     )
     for _ in range(2):  # it fails again, and no step is taken while it rests
-        with pytest.raises(ClientError, match="FailurePolicy.min_clients is 3"):
+        with pytest.raises(ClientError, match=r"FailurePolicy\.min_clients is 3"):
             run_with(clients, tmp_path, failures=policy, checkpoints=once_a_round)
         assert once_a_round.versions.versions()[-1] == last
     result = run_with(
