@@ -33,7 +33,7 @@ class FailurePolicy:
     max_update_norm : float, optional
         Bound on the Euclidean norm of what a client adds to an update: of its parameter
         gradient in a step, or, with ``client_sync="round"``, of what it has changed its
-        parameters by in the round.
+        parameters and running statistics by in the round.
 
     Raises
     ------

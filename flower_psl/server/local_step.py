@@ -215,12 +215,14 @@ class LocalStep(SplitStep):
         """Make one client segment of those that came; return whose cannot be used."""
         own = trained_tensors(self.learner.model.client)
         parameters = list(self.learner.client_parameters)
+        # Running statistics too: evaluation divides by them.
+        bounded = [name for name in own if own[name].is_floating_point()]
         trained: dict[int, Mapping[str, Tensor]] = {}
         failures: dict[int, PslError] = {}
         for node, reply in replies.items():
             try:
                 weights = check_weights(reply, own)
-                changes = (weights[name] - own[name].cpu() for name in parameters)
+                changes = (weights[name] - own[name].cpu() for name in bounded)
                 check_update_norm(str(reply.id), changes, self.failures.max_update_norm)
                 trained[node] = weights
             except ProtocolError as error:

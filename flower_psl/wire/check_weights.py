@@ -8,6 +8,10 @@ from flower_psl.errors import ProtocolError
 from flower_psl.wire.step import StepReply
 from flower_psl.wire.tensors import is_finite
 
+# What torch's normalization layers call the buffers that are no real numbers like others: in
+# evaluation the root of a negative variance is not finite, whatever the weights.
+_NEVER_NEGATIVE = ("running_var", "num_batches_tracked")
+
 
 def check_weights(reply: StepReply, expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return what a client has trained, or say what is wrong with it.
@@ -23,7 +27,7 @@ def check_weights(reply: StepReply, expected: Mapping[str, Tensor]) -> Mapping[s
     ------
     ProtocolError
         If a tensor is missing or unknown, its shape or dtype is not that of the server's
-        copy, or a value is not finite.
+        copy, a value is not finite, or a running variance or a count is below 0.
     """
     if wrong := sorted(set(expected) ^ set(reply.weights)):
         raise ProtocolError(
@@ -42,5 +46,10 @@ def check_weights(reply: StepReply, expected: Mapping[str, Tensor]) -> Mapping[s
             raise ProtocolError(
                 f"{reply.id}: its {name!r} has NaN or infinite values; every value must be "
                 "finite. Lower the learning rate of the client's optimizer."
+            )
+        if name.rpartition(".")[2] in _NEVER_NEGATIVE and bool((tensor < 0).any()):
+            raise ProtocolError(
+                f"{reply.id}: its {name!r} has the value {float(tensor.min()):.4g}; a variance or "
+                "a count is 0 or more. Look at this client's code: no training makes such a value."
             )
     return reply.weights

@@ -2,14 +2,16 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 from torch.utils.data import TensorDataset
 
-from flower_psl import ProtocolError, SplitClient, SplitModel
+from flower_psl import FailurePolicy, ProtocolError, SplitClient, SplitModel, cut
 from flower_psl.server.client_aggregation import ClientAggregation, ClientMean
 from flower_psl.server.learner import Learner
 from flower_psl.server.local_step import LocalStep
@@ -199,3 +201,52 @@ def test_weights_that_do_not_fit_name_their_client(
     assert re.search(r"client 5, round 1, step 1: .* add \['0.weight'\]", str(failure))
     assert outcome.record is not None
     assert not all(torch.equal(split.client.state_dict()[name], before[name]) for name in before)
+
+
+def norm_stepper(
+    data: Mapping[int, TensorDataset], lie: Callable[[Tensor], Tensor], **policy: Any
+) -> LocalStep:
+    """Return a step with BatchNorm on devices, where client 5 lies about its running variance."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).double()
+    split = cut(model, at="1")
+
+    def answer(reply: StepReply) -> StepReply:
+        if reply.phase is not Phase.COLLECT or reply.id.client_key != 5:
+            return reply
+        name = "1.running_var"
+        return replace(reply, weights={**reply.weights, name: lie(reply.weights[name])})
+
+    clients = {
+        key: SplitClient(split.client, each, optimizer_fn=sgd) for key, each in data.items()
+    }
+    step = stepper(split, Spy(clients, answer), ClientMean())
+    return replace(step, failures=FailurePolicy(**policy))
+
+
+@pytest.mark.parametrize(
+    ("lie", "policy", "reason"),
+    [
+        (torch.neg, {}, r"its '1.running_var' has the value -\d.*; a variance or a count is 0"),
+        (
+            lambda x: x * 1e9,
+            {"max_update_norm": 1e3},
+            "adds to the update has the norm .*e.09; Fa",
+        ),
+    ],
+)
+def test_running_statistics_that_would_ruin_the_model_are_left_out(
+    lie: Callable[[Tensor], Tensor],
+    policy: Any,
+    reason: str,
+    train_sets: dict[int, TensorDataset],
+) -> None:
+    step = norm_stepper(train_sets, lie, **policy)
+    plan = replace(FIRST, batch_sizes={2: 3, 5: 2})
+    outcome = step.run(plan, one_second)
+    [(key, failure)] = outcome.failures.items()
+    assert key == 5
+    assert re.search(f"client 5, round 1, step 1: .*{reason}", str(failure))
+    variance = step.learner.model.state_dict()["1.running_var"]
+    assert bool(((0 <= variance) & (variance < 1e3)).all())
+    honest = norm_stepper(train_sets, lambda x: x, **policy)
+    assert honest.run(plan, one_second).failures == {}

@@ -7,6 +7,7 @@ from flower_psl.wire import Phase, StepId, StepReply, check_weights
 
 ID = StepId(seed=7, server_round=2, plan=0, step=40, client_key=3, start=16, batch_size=8)
 OWN = {"w": torch.zeros(2, 3), "n": torch.tensor(4)}
+NORM = {"1.running_var": torch.zeros(3), "1.num_batches_tracked": torch.tensor(0)}
 
 
 def reply(**changes: Tensor) -> StepReply:
@@ -17,6 +18,20 @@ def test_weights_that_fit_are_returned() -> None:
     sent = reply(w=torch.ones(2, 3))
     assert check_weights(sent, OWN) is sent.weights
     assert sent.payload_bytes == 6 * 4 + 8
+
+
+@pytest.mark.parametrize("name", NORM)
+def test_a_variance_or_a_count_below_zero_names_its_client(name: str) -> None:
+    def check(change: float) -> None:
+        weights = {**NORM, name: (NORM[name] + change).to(NORM[name].dtype)}
+        check_weights(StepReply(phase=Phase.COLLECT, id=ID, weights=weights), NORM)
+
+    check(0)
+    check(7)
+    with pytest.raises(
+        ProtocolError, match=f"client 3, round 2, step 40: its '{name}' has .* -2;"
+    ):
+        check(-2)
 
 
 @pytest.mark.parametrize(
