@@ -117,8 +117,9 @@ class Attendance:
         waiting = self._may_return()
         if not waiting:
             return {}
-        busy = {node for key, node in self.nodes.items() if key not in self._ledger.out}
-        nodes = [node for node in self._transport.nodes() if node not in busy]
+        # Others may have come back as nodes that nobody knows yet.
+        pointless = {node for key, node in self.nodes.items() if key not in waiting}
+        nodes = [node for node in self._transport.nodes() if node not in pointless]
         if not nodes:
             return {}
         timeout_s = min(self._policy.step_timeout_s, _REPORT_TIMEOUT_S)

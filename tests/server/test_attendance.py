@@ -199,6 +199,29 @@ def test_values_that_cannot_be_used_are_forgiven_a_few_times(
     assert meeting.ledger.failures == {5: {"unusable": 2, "failed or lost": 1}}
 
 
+def test_who_is_banned_or_rests_is_not_asked_while_another_is_out() -> None:
+    meeting = Meeting(max_offences=1)
+    meeting.fail(2, ProtocolError("NaN"))
+    meeting.fail(5)
+    meeting.fail(5)
+    meeting.attendance.note({9: ClientError("gone")})
+    assert meeting.attendance.take_back() == {9: False}
+    assert meeting.transport.asked == [[109]]
+    meeting.ledger.accepted_steps = 1
+    assert meeting.attendance.take_back() == {5: False}
+    assert meeting.transport.asked == [[109], [105]]
+
+
+def test_a_client_whose_node_another_has_taken_is_still_found() -> None:
+    meeting = Meeting(max_offences=1)
+    meeting.fail(2, ProtocolError("NaN"))
+    meeting.fail(5)
+    meeting.transport.answers[777] = description(5)
+    del meeting.transport.answers[105]
+    assert meeting.attendance.take_back() == {5: False}
+    assert meeting.transport.asked == [[777]]
+
+
 def test_too_few_clients_end_the_run_with_the_first_failure() -> None:
     meeting = Meeting(min_clients=2)
     meeting.fail(5)
