@@ -32,6 +32,7 @@ _SETTINGS = (
     "max_grad_norm",
     "steps_per_round",
 )
+_OWN_VERSION = "flower-psl"
 _MOST_DIFFERENCES = 5
 # A schedule that is another one differs in its first steps.
 _FIRST_STEPS = 100
@@ -61,6 +62,8 @@ def identity_of(
     """
     given = strategy.client_strategy
     return {
+        # What a saved value means is the code's to say, and another version may differ.
+        _OWN_VERSION: versions()[_OWN_VERSION],
         **model_identity(model),
         **sampler_identity(strategy.sampler, strategy.sampler.schedule(num_examples, 1)),
         **recipe,
@@ -134,7 +137,8 @@ def check_identity(saved: Mapping[str, object], own: Identity) -> None:
 
 def environment(device: torch.device) -> Identity:
     """Return what can change the last bits of a run beside itself."""
-    return {**versions(), "torch threads": torch.get_num_threads(), "device": str(device)}
+    packages = {name: version for name, version in versions().items() if name != _OWN_VERSION}
+    return {**packages, "torch threads": torch.get_num_threads(), "device": str(device)}
 
 
 def warn_of_changes(saved: Mapping[str, object], own: Identity) -> None:

@@ -25,6 +25,7 @@ from flower_psl import (
     PslError,
     run_in_process,
 )
+from flower_psl.telemetry import versions
 from flower_psl.wire import Phase, StepReply, StepRequest
 from tests.server.checkpoints.resumable import (
     NUM_ROUNDS,
@@ -199,6 +200,25 @@ def test_the_checkpoint_of_another_run_is_refused(
         run(STEP, tmp_path, **changes)
     # and it is still there for the right one
     assert run(STEP, tmp_path).train_metrics_clientapp.keys() == {1, 2}
+
+
+def test_the_checkpoint_of_another_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped(tmp_path)
+    there = versions()
+
+    def run_by(package: str) -> Result:
+        monkeypatch.setattr(
+            "flower_psl.server.checkpoints.run_identity.versions", lambda: there | {package: "0.0"}
+        )
+        return run(STEP, tmp_path)
+
+    own = there["flower-psl"]
+    with pytest.raises(CheckpointError, match=rf"another run: flower-psl is '{own}' there and '0"):
+        run_by("flower-psl")
+    assert run_by("torch").train_metrics_clientapp.keys() == {1, 2}
+    assert "torch was" in caplog.text
 
 
 def test_more_rounds_are_welcome_unless_a_schedule_was_made_for_fewer(tmp_path: Path) -> None:
