@@ -59,14 +59,14 @@ def check_client_strategy(strategy: object, min_available_nodes: int) -> None:
             f"client_strategy is {strategy!r}; it must be a strategy of flwr.serverapp.strategy, "
             "such as FedAdam()"
         )
-    for each in _layers(strategy):
+    for each in layers_of(strategy):
         for kind, reason in _REFUSED.items():
             if isinstance(each, kind):
                 raise ConfigError(
                     f"client_strategy is a {type(each).__name__}, which cannot aggregate client "
                     f"segments: {reason}."
                 )
-    innermost = _layers(strategy)[-1]
+    innermost = layers_of(strategy)[-1]
     share = getattr(innermost, "fraction_train", 1.0)
     if share != 1.0:
         raise ConfigError(
@@ -105,7 +105,7 @@ def check_round(strategy: Strategy, num_trained: int, where: str) -> None:
             "its min_train_nodes and min_available_nodes, or choose a sampler that lets more "
             "clients take part in every round."
         )
-    for each in _layers(strategy):
+    for each in layers_of(strategy):
         sampled = getattr(each, "num_sampled_clients", num_trained)
         if sampled != num_trained:
             raise ConfigError(
@@ -117,7 +117,7 @@ def check_round(strategy: Strategy, num_trained: int, where: str) -> None:
 
 def _min_nodes(strategy: Strategy) -> int:
     """Return how many nodes a strategy waits for, or needs to promise what it does."""
-    innermost = _layers(strategy)[-1]
+    innermost = layers_of(strategy)[-1]
     robust = [
         3 + each * int(getattr(innermost, "num_malicious_nodes", 0))
         for kind, each in _NODES_PER_MALICIOUS.items()
@@ -127,7 +127,7 @@ def _min_nodes(strategy: Strategy) -> int:
     return max(map(int, [*waits, *robust]))
 
 
-def _layers(strategy: Strategy) -> list[Strategy]:
+def layers_of(strategy: Strategy) -> list[Strategy]:
     """Return a strategy, the one that it wraps, and so on."""
     layers = [strategy]
     while isinstance(inner := getattr(layers[-1], "strategy", None), Strategy):

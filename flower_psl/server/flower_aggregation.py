@@ -16,7 +16,7 @@ from torch import Tensor
 from flower_psl.errors import ConfigError, PslError
 from flower_psl.server.client_strategy_checks import check_round
 from flower_psl.server.flower_records import to_arrays
-from flower_psl.server.flower_strategy_state import load_strategy_state, strategy_state
+from flower_psl.server.flower_strategy_state import StrategyState
 from flower_psl.storage import State
 from flower_psl.wire import is_finite
 
@@ -36,6 +36,7 @@ class FlowerAggregation:
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
         self._name = type(strategy).__name__
+        self._kept = StrategyState(strategy)
 
     def aggregate(
         self,
@@ -82,11 +83,11 @@ class FlowerAggregation:
 
     def state(self) -> State:
         """Return what the strategy keeps from round to round."""
-        return strategy_state(self._strategy)
+        return self._kept.state()
 
     def load_state(self, state: State) -> None:
         """Go on with what `state` returned."""
-        load_strategy_state(self._strategy, state)
+        self._kept.load_state(state)
 
     def _check_requests(
         self, requests: Mapping[int, Message], trained: Mapping[int, object], where: str

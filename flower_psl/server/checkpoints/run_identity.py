@@ -4,15 +4,15 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from flower_psl.errors import CheckpointError
 from flower_psl.sampling import BatchSchedule
+from flower_psl.server.checkpoints.kind_of import kind_of
+from flower_psl.server.flower_strategy_state import strategy_kind
 from flower_psl.split import SplitModel
 from flower_psl.telemetry import versions
 from flower_psl.wire import segment_spec
@@ -60,7 +60,6 @@ def identity_of(
     total_steps : int
         The steps that a learning-rate schedule was made for.
     """
-    given = strategy.client_strategy
     return {
         # What a saved value means is the code's to say, and another version may differ.
         _OWN_VERSION: versions()[_OWN_VERSION],
@@ -69,7 +68,7 @@ def identity_of(
         **recipe,
         **({} if strategy.lr_scheduler_fn is None else {"steps of the schedule": total_steps}),
         "loss": kind_of(strategy.loss_fn),
-        "client_strategy": "none" if given is None else type(given).__name__,
+        "client_strategy": strategy_kind(strategy.client_strategy),
         "encodings": repr(strategy.encodings),
         **{name: getattr(strategy, name) for name in _SETTINGS},
     }
@@ -92,20 +91,6 @@ def sampler_identity(sampler: object, first_round: BatchSchedule) -> Identity:
         "sampler": repr(sampler) if is_dataclass(sampler) else type(sampler).__name__,
         "schedule of round 1": f"{len(first_round)} steps, {digest.hexdigest()[:12]}",
     }
-
-
-def kind_of(value: object) -> str:
-    """Return the name of a loss or a strategy, with its plain settings."""
-    if isinstance(value, partial):
-        return kind_of(value.func)
-    if not isinstance(value, nn.Module):
-        return str(getattr(value, "__qualname__", type(value).__name__))
-    settings = ", ".join(
-        f"{name}={part!r}"
-        for name, part in vars(value).items()
-        if isinstance(part, (bool, int, float, str)) and name != "training"
-    )
-    return f"{type(value).__name__}({settings})"
 
 
 def check_identity(saved: Mapping[str, object], own: Identity) -> None:

@@ -1,17 +1,14 @@
 import logging
-from functools import partial
 
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
 from flower_psl import FixedLocalSampler, GlobalSampler, cut
 from flower_psl.errors import CheckpointError
 from flower_psl.server.checkpoints.run_identity import (
     check_identity,
     environment,
-    kind_of,
     model_identity,
     sampler_identity,
     warn_of_changes,
@@ -42,14 +39,6 @@ def test_a_sampler_is_its_arguments_and_its_plan() -> None:
     assert same[0] == same[1]
     assert same[0] != same[2]
     assert identity(FixedLocalSampler(batch_size=4)) != same[0]
-
-
-def test_a_loss_is_its_kind_and_settings() -> None:
-    assert kind_of(functional.cross_entropy) == "cross_entropy"
-    assert kind_of(partial(functional.cross_entropy, reduction="mean")) == "cross_entropy"
-    assert "label_smoothing=0.1" in kind_of(nn.CrossEntropyLoss(label_smoothing=0.1))
-    assert kind_of(nn.CrossEntropyLoss().train()) == kind_of(nn.CrossEntropyLoss().eval())
-    assert kind_of(object()) == "object"
 
 
 def test_the_same_run_passes() -> None:

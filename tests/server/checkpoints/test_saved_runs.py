@@ -5,14 +5,16 @@ import os
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import ArrayRecord
-from flwr.serverapp.strategy import Result
+from flwr.serverapp.strategy import FedAdam, FedAvg, Result, Strategy
 from torch import nn
+from torch.nn import functional
 
 from flower_psl import (
     CheckpointError,
@@ -26,6 +28,7 @@ from flower_psl import (
     run_in_process,
 )
 from flower_psl.telemetry import versions
+from flower_psl.transport import InProcessTransport
 from flower_psl.wire import Phase, StepReply, StepRequest
 from tests.server.checkpoints.resumable import (
     NUM_ROUNDS,
@@ -33,6 +36,7 @@ from tests.server.checkpoints.resumable import (
     Fuse,
     Killed,
     MortalClient,
+    Setting,
     build_model,
     left_behind,
     make_clients,
@@ -183,6 +187,11 @@ def test_what_a_device_trained_that_stays_away_is_left_out(name: str, tmp_path: 
         ({"sampler": GlobalSampler(5, seed=1)}, "sampler is .*batch_size=6.* there and .*=5"),
         ({"sampler": FixedLocalSampler(batch_size=2)}, "sampler is .*schedule of round 1"),
         ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, "loss is .*label_smoothing=0.1"),
+        (
+            {"loss_fn": partial(functional.cross_entropy, label_smoothing=0.1)},
+            r"loss is .* and 'cross_entropy\(label_smoothing=0.1\)' here",
+        ),
+        ({"loss_fn": nn.CrossEntropyLoss(weight=torch.ones(3))}, "loss is .*weight=float32"),
         ({"optimizer_fn": momentum}, "optimizer is 'Adam' there and 'SGD' here"),
         ({"lr_scheduler_fn": None}, "schedule is 'CosineAnnealingLR' there and 'none' here"),
         ({"max_grad_norm": None}, "max_grad_norm is 1.0 there and None here"),
@@ -200,6 +209,37 @@ def test_the_checkpoint_of_another_run_is_refused(
         run(STEP, tmp_path, **changes)
     # and it is still there for the right one
     assert run(STEP, tmp_path).train_metrics_clientapp.keys() == {1, 2}
+
+
+def test_the_checkpoint_of_another_client_strategy_is_refused(
+    tmp_path: Path, flower_run: None
+) -> None:
+    setting = SETTINGS["round"]
+    with pytest.raises(Killed):
+        run_over(setting, tmp_path, Fuse(30), FedAdam(eta=0.1))
+    for other, said in ((FedAdam(eta=0.001), "eta=0.001"), (None, "none"), (FedAvg(), "FedAvg")):
+        with pytest.raises(
+            CheckpointError, match=rf"client_strategy is .*eta=0.1,.* there and .*{said}"
+        ):
+            run_over(setting, tmp_path, Fuse(), other)
+    result = run_over(setting, tmp_path, Fuse(), FedAdam(eta=0.1))
+    assert result.train_metrics_clientapp.keys() == {1, 2}
+
+
+def run_over(
+    setting: Setting, folder: Path, fuse: Fuse, client_strategy: Strategy | None
+) -> Result:
+    """Run with a strategy that needs Flower, without Flower's messages."""
+    return make_strategy(
+        setting, folder, client_strategy=client_strategy, fraction_evaluate=0.0
+    ).run_over(
+        InProcessTransport(make_clients(folder / "devices", fuse)),
+        ArrayRecord(build_model().state_dict()),
+        num_rounds=NUM_ROUNDS,
+        timeout=1e6,
+        evaluate_fn=None,
+        min_nodes=3,
+    )
 
 
 def test_the_checkpoint_of_another_version_is_refused(
