@@ -24,6 +24,10 @@ class Ledger:
         it may give in the round.
     used : dict of int to int
         Examples that it gave to accepted steps of the round.
+    redraws : int
+        How often the step that is tried was discarded so far.
+    failed : dict of int to str
+        What clients did in these attempts.
     loss_sum : float
         The losses of the round's accepted steps, each times its examples.
     redrawn : int
@@ -52,6 +56,8 @@ class Ledger:
     starts: dict[int, int] = field(default_factory=dict)
     shares: dict[int, int] = field(default_factory=dict)
     used: dict[int, int] = field(default_factory=dict)
+    redraws: int = 0
+    failed: dict[int, str] = field(default_factory=dict)
     loss_sum: float = 0.0
     redrawn: int = 0
     discarded_bytes_up: int = 0
@@ -93,6 +99,7 @@ class Ledger:
         """Count a step that was taken, with the examples that were there."""
         self.step += 1
         self.accepted_steps += 1
+        self.redraws, self.failed = 0, {}
         self.loss_sum += loss * sum(batch_sizes.values())
         for key, batch_size in batch_sizes.items():
             self.used[key] += batch_size

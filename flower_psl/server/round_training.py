@@ -57,9 +57,8 @@ class RoundTraining:
         self._ledger = ledger
         self._at_each_step = at_each_step
         self._watch = watch
-        # Of the step that is tried: how often it was discarded, and what clients did.
-        self._redraws = 0
-        self._failed: dict[int, str] = {}
+        # Those before a restart count in the records, but devices may have been mended since.
+        self._redraws_before = ledger.redraws
 
     def run(self, timeout_s: Callable[[str], float]) -> None:
         """Take the steps that are left of the ledger's round.
@@ -117,15 +116,16 @@ class RoundTraining:
 
     def _note(self, step: StepPlan, outcome: StepOutcome) -> None:
         """Write down what came of a step, and leave out who failed in it."""
-        self._failed |= {key: str(failure) for key, failure in outcome.failures.items()}
-        record = outcome.record
+        ledger, record = self._ledger, outcome.record
+        ledger.failed |= {key: str(failure) for key, failure in outcome.failures.items()}
         if record is None:
-            self._redraws += 1
-            self._ledger.discard(step.num_examples, outcome.bytes_up, outcome.bytes_down)
+            ledger.redraws += 1
+            ledger.discard(step.num_examples, outcome.bytes_up, outcome.bytes_down)
         else:
-            self._ledger.accept(record.clients, record.loss)
-            self._watch.on_step(replace(record, redraws=self._redraws, failed=self._failed))
-            self._redraws, self._failed = 0, {}
+            record = replace(record, redraws=ledger.redraws, failed=ledger.failed)
+            ledger.accept(record.clients, record.loss)
+            self._watch.on_step(record)
+            self._redraws_before = 0
         self._attendance.leave_out(outcome.failures)
         if record is None:
             _LOG.warning(
@@ -133,10 +133,11 @@ class RoundTraining:
                 step,
                 step.num_examples,
             )
-        if self._redraws > self._policy.max_redraws:
+        in_a_row = ledger.redraws - self._redraws_before
+        if in_a_row > self._policy.max_redraws:
             cause = next(iter(outcome.failures.values()))
             raise type(cause)(
-                f"{step} was discarded {self._redraws} times in a row; FailurePolicy.max_redraws "
+                f"{step} was discarded {in_a_row} times in a row; FailurePolicy.max_redraws "
                 f"is {self._policy.max_redraws}. Lower its quorum, so that steps are taken "
                 f"without clients that fail, or find out why they do. The last one: {cause}"
             ) from cause

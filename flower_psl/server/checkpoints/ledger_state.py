@@ -8,7 +8,7 @@ from flower_psl.storage import State
 
 # Those that have an entry for every client, and those whose entries are no counts.
 _FULL = ("pool", "starts", "shares", "used")
-_OTHERS: dict[str, type] = {"out": str, "failures": dict}
+_OTHERS: dict[str, type] = {"out": str, "failed": str, "failures": dict}
 
 
 class LedgerState:

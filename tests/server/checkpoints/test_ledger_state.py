@@ -13,6 +13,7 @@ def ledger() -> Ledger:
     ledger.accept({0: 2, 3: 3}, 0.5)
     ledger.out[3] = "late"
     ledger.start_plan()
+    ledger.redraws, ledger.failed = 2, {3: "late"}
     return ledger
 
 
@@ -37,6 +38,8 @@ def test_a_ledger_comes_back_in_place() -> None:
         ({"used": {0: 2, 3: "x"}}, "used is"),
         ({"used": {0: 2, 3: 8}}, "client 3 has used 8 of 7"),
         ({"out": {7: "late"}}, "out is"),
+        ({"failed": {3: 1}}, "failed is"),
+        ({"redraws": -1}, "redraws is -1"),
         ({"pool": None}, "pool is None"),
     ],
 )

@@ -126,6 +126,26 @@ def test_a_run_that_stopped_with_nobody_left_trains_when_all_are_back(tmp_path: 
     assert_trained(result, tmp_path)
 
 
+def test_what_a_step_met_before_the_run_stopped_is_in_its_record(tmp_path: Path) -> None:
+    clients = make_clients(None, Fuse())
+    failing = {**clients, 9: Failing(clients[9].client, clients[9].fuse)}
+
+    def go_on(min_clients: int) -> Result:
+        policy = FailurePolicy(min_clients=min_clients, max_redraws=1)
+        every_round = Checkpoints(folder=tmp_path / "checkpoints")
+        return run_with(failing, tmp_path, failures=policy, checkpoints=every_round)
+
+    for _ in range(2):
+        with pytest.raises(ClientError, match="out of memory"):
+            go_on(min_clients=3)
+    # After a restart a step may be discarded as often in a row as ever.
+    steps = left_behind(go_on(min_clients=1), tmp_path / "out")["steps"]
+    third, fourth, *_ = (step for step in steps if step["redraws"] or step["failed"])
+    assert (third["round"], third["step"], third["redraws"]) == (1, 3, 3)
+    assert "out of memory" in third["failed"]["9"]
+    assert (fourth["round"], fourth["redraws"]) == (2, 1)
+
+
 def test_no_step_is_taken_with_too_few_when_a_run_is_resumed(tmp_path: Path) -> None:
     policy = FailurePolicy(min_clients=3)
     stopped(tmp_path)
