@@ -1,5 +1,7 @@
 """What a loss divides its sum by: how much a part of a batch weighs in it."""
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from flower_psl.server.class_labels import ignored_label
@@ -27,7 +29,7 @@ def loss_normalizer(loss_fn: LossFn, labels: Tensor) -> float:
     float
         0.0 if every label is ignored.
     """
-    if getattr(loss_fn, "reduction", "mean") == "sum":
+    if is_sum(loss_fn):
         return 1.0
     ignored = ignored_label(loss_fn)
     if ignored is None or labels.is_floating_point():
@@ -37,3 +39,11 @@ def loss_normalizer(loss_fn: LossFn, labels: Tensor) -> float:
     if weight is None:
         return float(counted.numel())
     return float(weight.double()[counted.to(weight.device)].sum())
+
+
+def is_sum(loss_fn: LossFn) -> bool:
+    """Tell whether a loss says of itself that it is a sum: as a module, or by a keyword."""
+    if isinstance(loss_fn, partial) and "reduction" in loss_fn.keywords:
+        return bool(loss_fn.keywords["reduction"] == "sum")
+    inner = loss_fn.func if isinstance(loss_fn, partial) else loss_fn
+    return getattr(inner, "reduction", "mean") == "sum"

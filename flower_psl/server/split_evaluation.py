@@ -10,6 +10,7 @@ from torch import Tensor
 from flower_psl.errors import PslError
 from flower_psl.sampling import Purpose, generator
 from flower_psl.server.class_labels import ClassLabels, ignored_label
+from flower_psl.server.loss_normalizer import is_sum
 from flower_psl.server.run_history import Metrics
 from flower_psl.split import LossFn, SplitModel
 from flower_psl.transport import Transport
@@ -42,8 +43,7 @@ class _Totals:
         if not counted:
             return
         self.counted += counted
-        is_sum = getattr(loss_fn, "reduction", "mean") == "sum"
-        self.loss += float(loss_fn(outputs, labels)) * (1 if is_sum else counted)
+        self.loss += float(loss_fn(outputs, labels)) * (1 if is_sum(loss_fn) else counted)
         if outputs.dim() == 2 and labels.dim() == 1 and not labels.is_floating_point():
             hits = outputs.argmax(1) == labels
             self.classified += counted

@@ -8,6 +8,7 @@ import torch
 
 from flower_psl.errors import ConfigError
 from flower_psl.server.failure_policy import FailurePolicy
+from flower_psl.server.loss_normalizer import is_sum
 from flower_psl.server.updates import SERVER_UPDATES
 from flower_psl.split import SplitModel, check_loss_fn
 from flower_psl.transport.open_transport import TransportName
@@ -98,7 +99,7 @@ def _check_failures(strategy: "ParallelSplitLearning") -> None:
             f"failures is {policy!r}; it must be a FailurePolicy, such as "
             "FailurePolicy(step_timeout_s=60)"
         )
-    if policy.quorum < 1 and getattr(strategy.loss_fn, "reduction", "mean") == "sum":
+    if policy.quorum < 1 and is_sum(strategy.loss_fn):
         raise ConfigError(
             f"quorum is {policy.quorum} with a loss of reduction='sum', whose size hangs on how "
             "many examples are there. Give the loss reduction='mean', or leave quorum at 1."

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
@@ -28,6 +28,10 @@ _MOST_ON_THEIR_WAY = 128
 # How long a simulation's other processes may take to start before one gets more than its
 # share of the nodes.
 _PATIENCE_S = 10.0
+
+# Within about a minute Flower answers for a process that is gone. A lost node that is there and
+# holds its message for longer was started anew, and knows nothing of it.
+_FORGOTTEN_S = 90.0
 
 _ANSWER = "psl-session"
 _LEFT_TO_OTHERS = "left-to-others"
@@ -66,11 +70,20 @@ class FlowerSessions:
         The grid of a running ServerApp.
     tickets : mapping of int to Ticket
         What each node needs to connect.
+    admit : callable, optional
+        Lets further nodes in, and returns their tickets; without it nobody else comes in.
     """
 
-    def __init__(self, grid: Grid, tickets: Mapping[int, Ticket]) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        tickets: Mapping[int, Ticket],
+        admit: Callable[[Collection[int]], Mapping[int, Ticket]] = lambda nodes: {},
+    ) -> None:
         self._grid = grid
-        self._tickets = tickets
+        self._tickets = dict(tickets)
+        self._admit = admit
+        self._lost_since: dict[int, float] = {}
         self._to_ask = deque(tickets)
         self._asked: dict[str, int] = {}
         self._failures: dict[int, str] = {}
@@ -117,16 +130,31 @@ class FlowerSessions:
         """Give lost nodes their tickets again, those that can take a message.
 
         A node takes one when Flower has noticed that the process is gone which held the
-        message before, and has answered that; it does so after about a minute.
+        message before, and has answered that; it does so after about a minute. As long as
+        somebody is lost, nodes that are new are asked too: a device without a key of its own
+        comes back as another node.
         """
+        now = time.monotonic()
+        self._lost_since = {node: self._lost_since.get(node, now) for node in lost}
         if not lost:
             return
         self._look()
+        there = set(self._grid.get_node_ids())
+        forgotten = {node for node, at in self._lost_since.items() if now - at >= _FORGOTTEN_S}
+        self._forget(forgotten & there)
         held = set(self._asked.values())
-        if again := set(self._grid.get_node_ids()).intersection(lost) - held:
+        new = self._admit(sorted(there - self._tickets.keys()))
+        self._tickets |= new
+        if again := there.intersection(lost) - held | new.keys():
             _LOG.info("nodes %s are asked to open their streams again", sorted(again))
-            self._to_ask.extend(again)
+            self._to_ask.extend(sorted(again))
             self._ask(len(self._to_ask), insist=True)
+
+    def _forget(self, nodes: Collection[int]) -> None:
+        """Await no more what nodes have not answered, and give them as long again."""
+        self._asked = {name: node for name, node in self._asked.items() if node not in nodes}
+        for node in nodes:
+            del self._lost_since[node]
 
     def await_ends(self, timeout_s: float, lost: Iterable[int] = ()) -> None:
         """Wait until every node has answered that is not lost, so that it is free again."""

@@ -4,6 +4,7 @@ import logging
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 from flwr.serverapp import Grid
@@ -67,7 +68,8 @@ def open_transport(
     server = StreamServer(settings, certificate)
     tokens = server.admit(nodes)
     port = server.start()
-    sessions = FlowerSessions(grid, _tickets(settings, certificate, port, tokens))
+    tickets = partial(_tickets, settings, certificate, port, secrets.token_hex(8))
+    sessions = FlowerSessions(grid, tickets(tokens), lambda new: tickets(server.admit(new)))
     stream = StreamTransport(server, settings.reconnect_timeout_s)
     try:
         problem = sessions.open(stream, settings.connect_timeout_s)
@@ -108,11 +110,11 @@ def _tickets(
     settings: StreamSettings,
     certificate: Certificate | None,
     port: int,
+    session: str,
     tokens: Mapping[int, str],
 ) -> dict[int, Ticket]:
     host, _, advertised = (settings.advertise or settings.address).rpartition(":")
     address = f"{host}:{advertised if int(advertised) else port}"
-    session = secrets.token_hex(8)
     return {
         node: Ticket(
             address=address,

@@ -9,6 +9,8 @@ def busy() -> Ledger:
     ledger.start_round(3, {1: 20, 4: 10}, {1: 10, 4: 5})
     ledger.accept({1: 2, 4: 1}, loss=0.5)
     ledger.discard(3, bytes_up=70, bytes_down=30)
+    ledger.redraws = 1
+    ledger.failed[4] = "gone"
     ledger.out[4] = "gone"
     ledger.rests_until[4] = 2
     ledger.in_a_row[4] = 1

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ def probabilities() -> Tensor:
     [
         (nn.CrossEntropyLoss(), classes(), (3,)),
         (nn.CrossEntropyLoss(reduction="sum"), classes(), (3,)),
+        (partial(functional.mse_loss, reduction="sum"), torch.rand(10, 2).double(), (2,)),
         (nn.CrossEntropyLoss(ignore_index=1), classes(), (3,)),
         (nn.CrossEntropyLoss(weight=WEIGHT), classes(), (3,)),
         (nn.CrossEntropyLoss(weight=WEIGHT, ignore_index=2), classes(), (3,)),

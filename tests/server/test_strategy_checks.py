@@ -1,11 +1,13 @@
 """Every setting of a strategy that cannot be used is refused by name."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from flwr.serverapp.strategy import FedAvg, QFedAvg
 from torch import nn
+from torch.nn import functional
 
 from flower_psl import ConfigError, FailurePolicy, ParallelSplitLearning
 
@@ -82,6 +84,13 @@ Make = Callable[..., ParallelSplitLearning]
             {
                 "failures": FailurePolicy(quorum=0.9),
                 "loss_fn": nn.CrossEntropyLoss(reduction="sum"),
+            },
+            "quorum is 0.9 with a loss of reduction='sum', .* Give the loss reduction='mean'",
+        ),
+        (
+            {
+                "failures": FailurePolicy(quorum=0.9),
+                "loss_fn": partial(functional.cross_entropy, reduction="sum"),
             },
             "quorum is 0.9 with a loss of reduction='sum', .* Give the loss reduction='mean'",
         ),

@@ -1,5 +1,5 @@
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -209,6 +209,58 @@ def test_a_lost_node_is_asked_again_when_its_message_has_been_answered(
     nodes[2] = silent
     sessions.call_back([2])
     assert len(grid.pushed) == 3  # it is held again
+
+
+def test_a_lost_node_that_was_started_anew_is_asked_again_after_a_while(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    """Its process ended in order and knows nothing of the message that it held."""
+    grid = fake_grid({1: silent, 2: silent})
+    sessions = FlowerSessions(grid, tickets([1, 2]))
+    sessions.open(FakeStream(clock, [[1, 2]]), TIMEOUT_S)
+    for wait_s, pushed in ((0.0, 2), (89.0, 2), (1.0, 3), (0.0, 3), (89.0, 3), (1.0, 4)):
+        clock.now_s += wait_s
+        sessions.call_back([2])
+        assert len(grid.pushed) == pushed
+    assert {message.metadata.dst_node_id for message in grid.pushed[2:]} == {2}
+
+
+def test_a_node_that_came_back_meanwhile_is_lost_for_as_long_as_that_again(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    grid = fake_grid({1: silent})
+    sessions = FlowerSessions(grid, tickets([1]))
+    sessions.open(FakeStream(clock, [[1]]), TIMEOUT_S)
+    sessions.call_back([1])
+    clock.now_s += 60
+    sessions.call_back([])
+    sessions.call_back([1])
+    clock.now_s += 60
+    sessions.call_back([1])
+    assert len(grid.pushed) == 1
+
+
+def test_while_somebody_is_lost_new_nodes_are_let_in(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    nodes: dict[int, Answer] = {1: silent, 2: silent}
+    grid = fake_grid(nodes)
+    admitted: list[int] = []
+
+    def admit(new: Collection[int]) -> dict[int, Ticket]:
+        admitted.extend(new)
+        return tickets(new)
+
+    sessions = FlowerSessions(grid, tickets([1, 2]), admit)
+    sessions.open(FakeStream(clock, [[1, 2]]), TIMEOUT_S)
+    nodes[7] = silent
+    sessions.call_back([])
+    assert admitted == []
+    for _ in range(2):  # asked once
+        sessions.call_back([2])
+        assert admitted == [7]
+        assert [message.metadata.dst_node_id for message in grid.pushed[2:]] == [7]
+    assert ticket_of(grid.pushed[2]).num_nodes == 0
 
 
 def test_a_lost_node_that_is_not_there_is_not_asked(
