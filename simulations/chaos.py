@@ -24,6 +24,7 @@ from simulations.options import check_at_least
 from simulations.processes import processes
 from simulations.step_log import StepLog
 from simulations.table import table
+from simulations.verdict import verdict
 
 APP = Path(__file__).parent / "endurance"
 
@@ -34,6 +35,10 @@ _STEPS_OF_A_WAVE = 700
 _STEPS_AT_THE_END = 300
 _PACE_S = 0.06
 _TIMEOUT_S = 3600.0
+
+# What failures may cost.
+_GRACE_S = 5.0
+_MOST_LOST = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +97,13 @@ def chaos(settings: ChaosSettings) -> str:
     ClientApps are killed, by SIGKILL, at moments in mid-step that the seed draws. Each time
     the run goes on without the device, and takes it back when Flower has started its process
     again. The same training without failures is made in this process.
+
+    Raises
+    ------
+    RuntimeError
+        As `run_chaos`.
+    PslError
+        If failures cost more than they may.
     """
     result = run_chaos(settings)
     rows = [
@@ -104,10 +116,32 @@ def chaos(settings: ChaosSettings) -> str:
         }
         for number, each in enumerate(result.aftermaths, 1)
     ]
-    return (
+    text = (
         f"{table(rows)}\n\naccuracy {result.accuracy:.4f}, without failures "
         f"{result.undisturbed_accuracy:.4f}"
     )
+    return verdict(text, chaos_problems(result, settings.step_timeout_s))
+
+
+def chaos_problems(result: ChaosResult, step_timeout_s: float) -> list[str]:
+    """Return what failures cost a run beyond what they may, in words; nothing if all is well."""
+    problems = []
+    for number, each in enumerate(result.aftermaths, 1):
+        where = f"kill {number}, of client {each.kill.client_key}"
+        if each.gap_s > step_timeout_s + _GRACE_S:
+            problems.append(
+                f"{where}: the run went on after {each.gap_s:.1f} s; it must within the step's "
+                f"time-out of {step_timeout_s:g} s and {_GRACE_S:g} s more"
+            )
+        if not math.isfinite(each.away_s):
+            problems.append(f"{where}: the client took part in no later step; it must come back")
+    # Rounded, since 0.98 - 0.97 is a little more than 0.01; what is not a number is not less.
+    if not round(abs(result.accuracy - result.undisturbed_accuracy), 6) <= _MOST_LOST:
+        problems.append(
+            f"the accuracy is {result.accuracy:.4f} and without failures "
+            f"{result.undisturbed_accuracy:.4f}; they may differ by {_MOST_LOST:g}"
+        )
+    return problems
 
 
 def run_chaos(settings: ChaosSettings) -> ChaosResult:

@@ -15,6 +15,7 @@ from simulations.processes import processes
 from simulations.result_store import Row
 from simulations.step_log import StepLog, TakenStep
 from simulations.table import table
+from simulations.verdict import verdict
 
 APP = Path(__file__).parent / "endurance"
 
@@ -25,6 +26,9 @@ _LOOK_S = 5.0
 # What is compared: the minute around the end of the second, and the last.
 _EARLY_S = (90.0, 150.0)
 _LATE_S = 60.0
+# By how much.
+_MEMORY_SHARE = 0.05
+_SLOWER = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,13 @@ def soak(settings: SoakSettings) -> str:
 
     A SuperLink and four SuperNodes, each with TLS, on this machine. Clients wait in each pass,
     so that the run leaves most of the machine to others.
+
+    Raises
+    ------
+    RuntimeError
+        As `run_soak`.
+    PslError
+        If anything has grown.
     """
     result = run_soak(settings)
     rows: list[Row] = [
@@ -94,10 +105,46 @@ def soak(settings: SoakSettings) -> str:
         for each in result.growths
     ]
     early_ms, late_ms = (1000 * seconds for seconds in result.step_s)
-    return (
+    text = (
         f"{table(rows)}\n\n{result.steps} steps, of {early_ms:.1f} ms at minute two and "
         f"{late_ms:.1f} ms at the end (medians)"
     )
+    return verdict(text, soak_problems(result))
+
+
+def soak_problems(result: SoakResult) -> list[str]:
+    """Return what has grown in a run, in words; nothing if all is well."""
+    problems = []
+    for each in result.growths:
+        early, late = each.early, each.late
+        if abs(late.resident_mb / early.resident_mb - 1) > _MEMORY_SHARE:
+            problems.append(
+                f"{each.name}: {late.resident_mb:.0f} MB at the end and "
+                f"{early.resident_mb:.0f} at minute two; they may differ by {_MEMORY_SHARE:.0%}"
+            )
+        # gRPC's pool has no bound of its own, but nothing here keeps its threads busy for long.
+        for name, before, after, most in (
+            ("threads", early.threads, late.threads, early.threads),
+            (
+                "threads of gRPC's pool",
+                early.pool_threads,
+                late.pool_threads,
+                2 * early.pool_threads,
+            ),
+            ("open files", early.open_files, late.open_files, early.open_files),
+        ):
+            if after > most:
+                problems.append(
+                    f"{each.name}: {after} {name} at the end and {before} at minute two; there "
+                    f"may be {most}"
+                )
+    early_s, late_s = result.step_s
+    if late_s > _SLOWER * early_s:
+        problems.append(
+            f"a step takes {late_s:.3f} s at the end and took {early_s:.3f} s at minute two; it "
+            f"may take {_SLOWER:g} times as long"
+        )
+    return problems
 
 
 def run_soak(settings: SoakSettings) -> SoakResult:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.soak import SoakSettings, run_soak
+from simulations.soak import SoakSettings, run_soak, soak_problems
 
 pytestmark = pytest.mark.slow(minutes=11)
 
@@ -16,9 +16,4 @@ def test_nothing_grows_in_ten_minutes(tmp_path: Path) -> None:
         *(f"ClientApp {key}" for key in range(4)),
         "ServerApp",
     ]
-    for each in result.growths:
-        assert each.late.resident_mb == pytest.approx(each.early.resident_mb, rel=0.05), each.name
-        assert each.late.threads <= each.early.threads, each.name
-        # It has no bound of its own, but nothing here keeps its threads busy for long.
-        assert each.late.pool_threads <= 2 * each.early.pool_threads, each.name
-        assert each.late.open_files <= each.early.open_files, each.name
+    assert soak_problems(result) == []
