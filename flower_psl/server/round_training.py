@@ -76,7 +76,7 @@ class RoundTraining:
         """
         step, ahead = self._plan.next_steps()
         while step is not None:
-            outcome = self._stepper.run(step, partial(timeout_s, str(step)), ahead)
+            outcome = self._try(step, partial(timeout_s, str(step)), ahead)
             try:
                 self._note(step, outcome)
             except PslError:
@@ -113,6 +113,17 @@ class RoundTraining:
         for key, has_segment in back.items():
             self._stepper.take_back(key, has_segment=has_segment)
         return bool(back)
+
+    def _try(
+        self, step: StepPlan, timeout_s: Callable[[], float], ahead: StepPlan | None
+    ) -> StepOutcome:
+        try:
+            return self._stepper.run(step, timeout_s, ahead)
+        except PslError:
+            # In mid-step devices may be ahead of the server in what they train by themselves.
+            if not self._stepper.apart:
+                self._watch.before_stop()
+            raise
 
     def _note(self, step: StepPlan, outcome: StepOutcome) -> None:
         """Write down what came of a step, and leave out who failed in it."""

@@ -48,7 +48,12 @@ class CheckpointStore:
         for version in reversed(versions):
             where = str(self._folder.path_of(version))
             try:
-                return Saved(version, where, unpack_state(self._folder.read(version), where))
+                data = self._folder.read(version)
+            except CheckpointError as error:  # of a disk that fails, for example
+                _LOG.warning("%s The checkpoint before it takes its place.", error)
+                continue
+            try:
+                return Saved(version, where, unpack_state(data, where))
             except DamagedStateError as error:
                 _LOG.warning("%s The checkpoint before it takes its place.", error)
         if versions:

@@ -161,7 +161,7 @@ class RunSaver:
                     "run without checkpoints."
                 ) from error
             _LOG.warning(
-                "no checkpoint of %s: %s; the run goes on, and the last checkpoint is that of %s",
+                "no checkpoint of %s: %s; the last checkpoint is still that of %s",
                 *(version, error, self.last),
             )
         else:

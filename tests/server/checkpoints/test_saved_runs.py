@@ -415,3 +415,42 @@ def test_what_cannot_be_saved_is_refused_before_the_first_step(tmp_path: Path) -
     fuse = Fuse(0)
     with pytest.raises(PslError, match=r"cannot be saved in .*optimizer/hook is a builtin"):
         run(STEP, tmp_path, fuse, optimizer_fn=lambda params: Odd(params, lr=0.1))
+
+
+def test_a_run_that_cannot_go_on_is_saved_in_mid_round(tmp_path: Path) -> None:
+    """Whatever stops it; here a round's time is over."""
+    once_a_round = Checkpoints(folder=tmp_path / "checkpoints")
+    times = iter(range(0, 10**9, 1000))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flower_psl.server.training_run.time.monotonic", lambda: float(next(times)))
+        with pytest.raises(PslError, match=r"the round took longer than .*The run is saved up to"):
+            run_in_process(
+                make_strategy(STEP, tmp_path, checkpoints=once_a_round),
+                make_clients(None, Fuse()),
+                ArrayRecord(build_model().state_dict()),
+                num_rounds=NUM_ROUNDS,
+            )
+    *_, last = once_a_round.versions.versions()
+    assert last.step > 0
+    whole = run_with(make_clients(None, Fuse()), tmp_path / "whole", checkpoints=None)
+    expected = left_behind(whole, tmp_path / "whole/out")
+    resumed = run_with(make_clients(None, Fuse()), tmp_path, checkpoints=once_a_round)
+    assert left_behind(resumed, tmp_path / "out") == expected
+
+
+def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped(tmp_path)
+    *_, newest = Checkpoints(folder=tmp_path / "checkpoints").versions.versions()
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path.name == newest.file_name:
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    run(STEP, tmp_path)
+    assert f"{newest.file_name}: Input/output error" in caplog.text
+    assert "resumed from" in caplog.text
