@@ -51,7 +51,7 @@ def make_clients() -> dict[int, SplitClient]:
     return {key: SplitClient(cut(build_model(), at="2").client, data[key]) for key in KEYS}
 
 
-def make_strategy() -> ParallelSplitLearning:
+def make_strategy(*, overlap: bool) -> ParallelSplitLearning:
     def optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
         return SGD(parameters, lr=0.1, momentum=0.9)
 
@@ -60,6 +60,7 @@ def make_strategy() -> ParallelSplitLearning:
         GlobalSampler(batch_size=9, seed=0),
         functional.cross_entropy,
         optimizer,
+        overlap=overlap,
         failures=FailurePolicy(step_timeout_s=20),
     )
 
@@ -90,9 +91,11 @@ def state(arrays: ArrayRecord) -> dict[str, Tensor]:
     return dict(arrays.to_torch_state_dict())
 
 
-def test_ten_broken_connections_change_no_bit(make_lab: "MakeLab") -> None:
+@pytest.mark.parametrize("overlap", [False, True], ids=["whole", "overlap"])
+def test_ten_broken_connections_change_no_bit(make_lab: "MakeLab", overlap: bool) -> None:
     arrays = ArrayRecord(build_model().state_dict())
-    undisturbed = run_in_process(make_strategy(), make_clients(), arrays, num_rounds=3)
+    strategy = make_strategy(overlap=overlap)
+    undisturbed = run_in_process(strategy, make_clients(), arrays, num_rounds=3)
 
     lab = make_lab(*KEYS)
     proxy = lab.proxy()
@@ -103,7 +106,7 @@ def test_ten_broken_connections_change_no_bit(make_lab: "MakeLab") -> None:
     }
     for key, cutter in cutters.items():
         lab.serve({key: cutter}, port=proxy.port)
-    result = make_strategy().run_over(
+    result = strategy.run_over(
         lab.transport, arrays, num_rounds=3, timeout=60, evaluate_fn=None, min_nodes=len(KEYS)
     )
     expected, got = state(undisturbed.arrays), state(result.arrays)
