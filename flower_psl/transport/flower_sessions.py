@@ -4,7 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -33,6 +33,13 @@ _PATIENCE_S = 10.0
 # holds its message for longer was started anew, and knows nothing of it.
 _FORGOTTEN_S = 90.0
 
+# A node that answers at once that it cannot serve is to have time to be mended.
+_PAUSE_S = 30.0
+
+# Each node that is let in later takes one of the connections that the server has to spare;
+# these are half of them.
+_MOST_NEW = 128
+
 _ANSWER = "psl-session"
 _LEFT_TO_OTHERS = "left-to-others"
 
@@ -54,6 +61,14 @@ def session_answer(num_requests: int = 0, *, left_to_others: bool = False) -> Re
             )
         }
     )
+
+
+@dataclass
+class _Absence:
+    """Since when a node is lost or was asked last, and whether it was asked in this absence."""
+
+    since: float
+    was_asked: bool = False
 
 
 class FlowerSessions:
@@ -83,7 +98,8 @@ class FlowerSessions:
         self._grid = grid
         self._tickets = dict(tickets)
         self._admit = admit
-        self._lost_since: dict[int, float] = {}
+        self._absences: dict[int, _Absence] = {}
+        self._new: set[int] = set()
         self._to_ask = deque(tickets)
         self._asked: dict[str, int] = {}
         self._failures: dict[int, str] = {}
@@ -126,42 +142,62 @@ class FlowerSessions:
                     delays = poll_delays()
         return ""
 
-    def call_back(self, lost: Collection[int]) -> None:
-        """Give lost nodes their tickets again, those that can take a message.
+    def call_back(self, absent: Collection[int]) -> None:
+        """Give nodes that are not there their tickets again, those that can take a message.
 
         A node takes one when Flower has noticed that the process is gone which held the
-        message before, and has answered that; it does so after about a minute. As long as
-        somebody is lost, nodes that are new are asked too: a device without a key of its own
-        comes back as another node.
+        message before, and has answered that; it does so after about a minute.
         """
         now = time.monotonic()
-        self._lost_since = {node: self._lost_since.get(node, now) for node in lost}
-        if not lost:
+        self._absences = {node: self._absences.get(node) or _Absence(now) for node in absent}
+        if not absent:
             return
         self._look()
-        there = set(self._grid.get_node_ids())
-        forgotten = {node for node, at in self._lost_since.items() if now - at >= _FORGOTTEN_S}
-        self._forget(forgotten & there)
         held = set(self._asked.values())
-        new = self._admit(sorted(there - self._tickets.keys()))
-        self._tickets |= new
-        if again := there.intersection(lost) - held | new.keys():
-            _LOG.info("nodes %s are asked to open their streams again", sorted(again))
-            self._to_ask.extend(sorted(again))
+        again = [
+            node
+            for node in sorted(set(self._grid.get_node_ids()).intersection(absent))
+            if self._is_due(self._absences[node], now, is_held=node in held)
+        ]
+        if again:
+            _LOG.info("nodes %s are asked to open their streams again", again)
+            # What a node has not answered so far, nobody awaits any more.
+            self._asked = {name: node for name, node in self._asked.items() if node not in again}
+            self._absences |= {node: _Absence(now, was_asked=True) for node in again}
+            self._to_ask.extend(again)
             self._ask(len(self._to_ask), insist=True)
 
-    def _forget(self, nodes: Collection[int]) -> None:
-        """Await no more what nodes have not answered, and give them as long again."""
-        self._asked = {name: node for name, node in self._asked.items() if node not in nodes}
-        for node in nodes:
-            del self._lost_since[node]
+    def let_in(self) -> None:
+        """Give tickets to nodes that were not there before.
 
-    def await_ends(self, timeout_s: float, lost: Iterable[int] = ()) -> None:
-        """Wait until every node has answered that is not lost, so that it is free again."""
+        A client that was away when the run began comes as such a node, and so does a device
+        without a key of its own whenever it is started again.
+        """
+        there = set(self._grid.get_node_ids())
+        self._new &= there
+        room = _MOST_NEW - len(self._new)
+        tickets = self._admit(sorted(there - self._tickets.keys())[:room])
+        if not tickets:
+            return
+        _LOG.info("nodes %s are new, and asked to open their streams", sorted(tickets))
+        self._tickets |= tickets
+        self._new |= tickets.keys()
+        self._to_ask.extend(tickets)
+        self._ask(len(self._to_ask), insist=True)
+
+    @staticmethod
+    def _is_due(absence: _Absence, now: float, *, is_held: bool) -> bool:
+        """Tell whether a node is to be asked now."""
+        if is_held:
+            return now - absence.since >= _FORGOTTEN_S
+        return not absence.was_asked or now - absence.since >= _PAUSE_S
+
+    def await_ends(self, timeout_s: float, absent: Iterable[int] = ()) -> None:
+        """Wait until every node has answered that is not absent, so that it is free again."""
         deadline = time.monotonic() + timeout_s
         delays = poll_delays()
         self._look()
-        while (held := set(self._asked.values()).difference(lost)) and (
+        while (held := set(self._asked.values()).difference(absent)) and (
             time.monotonic() < deadline
         ):
             time.sleep(next(delays))

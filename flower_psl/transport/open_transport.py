@@ -71,9 +71,10 @@ def open_transport(
     tickets = partial(_tickets, settings, certificate, port, secrets.token_hex(8))
     sessions = FlowerSessions(grid, tickets(tokens), lambda new: tickets(server.admit(new)))
     stream = StreamTransport(server, settings.reconnect_timeout_s)
+    opened = False
     try:
         problem = sessions.open(stream, settings.connect_timeout_s)
-        if not problem:
+        if opened := not problem:
             with SessionKeeper(server, sessions):
                 yield stream
             return
@@ -82,7 +83,8 @@ def open_transport(
     finally:
         server.goodbye()
         try:
-            sessions.await_ends(_CLOSING_TIMEOUT_S, server.lost())
+            # Once the stream is open, the run waits for nobody who has not come.
+            sessions.await_ends(_CLOSING_TIMEOUT_S, server.absent() if opened else ())
         finally:
             server.stop()
             _log_refused(stream.refused)

@@ -1,4 +1,4 @@
-"""Getting lost nodes back, while a run goes on without them."""
+"""Getting nodes that are not there, or not there yet, while a run goes on without them."""
 
 import logging
 import threading
@@ -11,18 +11,21 @@ _LOG = logging.getLogger("flwr.psl")
 
 # Flower needs about a minute to notice that a process is gone, so there is no hurry.
 _PERIOD_S = 5.0
+# Every so many of these periods the SuperLink is asked for all of its nodes. It takes a few
+# milliseconds of this process, and some of the SuperLink's time.
+_PERIODS_UNTIL_NEW = 3
 _CLOSING_TIMEOUT_S = 30.0
 
 
 class SessionKeeper:
-    """Asks lost nodes to open their streams again, from a thread that lasts as long as a block.
+    """Asks nodes to open their streams, from a thread that lasts as long as a block.
 
-    As long as no node is lost it asks Flower nothing.
+    Those are nodes that are lost, and nodes that were not there before.
 
     Parameters
     ----------
     server : StreamServer
-        Knows who is lost.
+        Knows who is not there.
     sessions : FlowerSessions
         Asks them. Nobody else may use it within the block.
     """
@@ -49,9 +52,13 @@ class SessionKeeper:
         self._thread.join(_CLOSING_TIMEOUT_S)
 
     def _run(self) -> None:
+        periods = 0
         while not self._over.wait(_PERIOD_S):
+            periods += 1
             try:
-                self._sessions.call_back(self._server.lost())
+                self._sessions.call_back(self._server.absent())
+                if periods % _PERIODS_UNTIL_NEW == 0:
+                    self._sessions.let_in()
             except Exception as error:  # a SuperLink that is away for a while, for example
                 _LOG.warning(
                     "lost nodes could not be asked again: %s; the next try is in %g s",

@@ -88,9 +88,9 @@ class Node:
     outstanding: Request | None = None
     # Requests that nobody waits for any more: an answer to one of them is late, not forged.
     given_up: set[int] = field(default_factory=set)
-    # When it will be lost, if it is away; and whether it is.
+    # When it will be lost, if it is away; and whether it is, or has never come.
     deadline: asyncio.TimerHandle | None = None
-    is_lost: bool = False
+    is_absent: bool = True
 
     def ask(self, request: Request) -> None:
         """Send it a request, now or when it is back."""

@@ -37,7 +37,8 @@ _STOP_GRACE_S = 2.0
 _LONGEST_HELLO_BYTES = 1024
 # Whoever connects has this long for the handshake, and then as long to open a stream.
 _STRANGERS_PATIENCE_MS = 5_000
-# Connections beyond these and one a node are closed unheard.
+# Connections beyond these and one a node are closed unheard. Nodes that are admitted when the
+# server listens already take some of them.
 _SPARE_CONNECTIONS = 256
 _ANSWERS = (Kind.DESCRIPTION, Kind.REPLY, Kind.ERROR)
 
@@ -88,7 +89,7 @@ class StreamServer:
         return self._port.result(_THREAD_TIMEOUT_S)
 
     def admit(self, nodes: Iterable[int]) -> dict[int, str]:
-        """Return a new token for each node; nobody else is let in."""
+        """Return a new token for each node; who has none is not let in."""
         tokens = {node: secrets.token_hex(32) for node in nodes}
         self._call(lambda: self._nodes.update({n: Node(token) for n, token in tokens.items()}))
         return tokens
@@ -112,11 +113,11 @@ class StreamServer:
         """Wait no more for what these nodes have not answered, and do not ask it again."""
         self._call(lambda: self._give_up(nodes))
 
-    def lost(self) -> list[int]:
-        """Return the nodes whose connections broke and did not come back in time."""
+    def absent(self) -> list[int]:
+        """Return the nodes that are lost, and those that have never come."""
         answer: Future[list[int]] = Future()
         self._call(
-            lambda: answer.set_result([n for n, node in self._nodes.items() if node.is_lost])
+            lambda: answer.set_result([n for n, node in self._nodes.items() if node.is_absent])
         )
         return answer.result(_THREAD_TIMEOUT_S)
 
@@ -233,7 +234,7 @@ class StreamServer:
         if node.deadline is not None:
             node.deadline.cancel()
             node.deadline = None
-        node.is_lost = False
+        node.is_absent = False
         node.connection = connection
         node.given_up.clear()  # a connection carries answers to its own requests only
         connection.nodes.add(frame.node)
@@ -263,7 +264,7 @@ class StreamServer:
                 )
 
     def _lose(self, name: int) -> None:
-        self._nodes[name].is_lost = True
+        self._nodes[name].is_absent = True
         self.arrivals.put(Arrival(name, Event.LOST))
 
     def _send(self, requests: Mapping[int, Request], notes: Mapping[int, bytes]) -> None:

@@ -240,27 +240,74 @@ def test_a_node_that_came_back_meanwhile_is_lost_for_as_long_as_that_again(
     assert len(grid.pushed) == 1
 
 
-def test_while_somebody_is_lost_new_nodes_are_let_in(
+def test_a_node_that_answers_that_it_cannot_serve_is_asked_from_time_to_time(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    grid = fake_grid({1: silent, 2: failing})
+    sessions = FlowerSessions(grid, tickets([1, 2]))
+    sessions.open(FakeStream(clock, [[1, 2]]), TIMEOUT_S)
+    for wait_s, pushed in ((0.0, 3), (29.0, 3), (1.0, 4), (29.0, 4), (1.0, 5)):
+        clock.now_s += wait_s
+        sessions.call_back([2])
+        assert len(grid.pushed) == pushed
+
+
+class Doorkeeper:
+    """Lets further nodes in, and remembers them."""
+
+    def __init__(self) -> None:
+        self.admitted: list[int] = []
+
+    def __call__(self, new: Collection[int]) -> dict[int, Ticket]:
+        self.admitted.extend(new)
+        return tickets(new)
+
+
+def test_nodes_that_were_not_there_before_are_asked_once(
     fake_grid: "type[FakeGrid]", clock: "FakeTime"
 ) -> None:
     nodes: dict[int, Answer] = {1: silent, 2: silent}
-    grid = fake_grid(nodes)
-    admitted: list[int] = []
-
-    def admit(new: Collection[int]) -> dict[int, Ticket]:
-        admitted.extend(new)
-        return tickets(new)
-
-    sessions = FlowerSessions(grid, tickets([1, 2]), admit)
+    grid, door = fake_grid(nodes), Doorkeeper()
+    sessions = FlowerSessions(grid, tickets([1, 2]), door)
     sessions.open(FakeStream(clock, [[1, 2]]), TIMEOUT_S)
+    sessions.let_in()
+    assert (door.admitted, len(grid.pushed)) == ([], 2)
     nodes[7] = silent
-    sessions.call_back([])
-    assert admitted == []
-    for _ in range(2):  # asked once
-        sessions.call_back([2])
-        assert admitted == [7]
+    for _ in range(2):
+        sessions.let_in()
+        assert door.admitted == [7]
         assert [message.metadata.dst_node_id for message in grid.pushed[2:]] == [7]
-    assert ticket_of(grid.pushed[2]).num_nodes == 0
+    assert ticket_of(grid.pushed[2]) == replace(tickets([7])[7], num_nodes=0)
+
+
+def test_a_new_node_that_does_not_come_is_asked_like_a_lost_one(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    nodes: dict[int, Answer] = {1: silent}
+    grid = fake_grid(nodes)
+    sessions = FlowerSessions(grid, tickets([1]), Doorkeeper())
+    sessions.open(FakeStream(clock, [[1]]), TIMEOUT_S)
+    nodes[7] = failing
+    sessions.let_in()
+    sessions.call_back([7])
+    assert [message.metadata.dst_node_id for message in grid.pushed] == [1, 7, 7]
+
+
+def test_new_nodes_are_as_many_as_there_are_connections_for(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    nodes: dict[int, Answer] = {1: silent}
+    grid, door = fake_grid(nodes), Doorkeeper()
+    sessions = FlowerSessions(grid, tickets([1]), door)
+    sessions.open(FakeStream(clock, [[1]]), TIMEOUT_S)
+    nodes |= dict.fromkeys(range(100, 400), silent)
+    for _ in range(2):
+        sessions.let_in()
+        assert door.admitted == list(range(100, 228))
+    for gone in range(100, 110):  # they take no connections any more
+        del nodes[gone]
+    sessions.let_in()
+    assert door.admitted == list(range(100, 238))
 
 
 def test_a_lost_node_that_is_not_there_is_not_asked(
@@ -298,7 +345,7 @@ def test_the_ends_of_lost_nodes_are_not_awaited(
     sessions = FlowerSessions(grid, tickets(nodes))
     sessions.open(FakeStream(clock, [[1, 2]]), TIMEOUT_S)
     nodes[1] = lambda message: Message(session_answer(3), reply_to=message)
-    sessions.await_ends(TIMEOUT_S, lost=[2])
+    sessions.await_ends(TIMEOUT_S, absent=[2])
     assert clock.slept_s == []
     assert caplog.records == []
 

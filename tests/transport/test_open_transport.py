@@ -1,5 +1,6 @@
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -203,6 +204,46 @@ def test_a_node_whose_process_was_killed_comes_back(
         assert transport.exchange(requests, 20).failures == {}
     assert [message.metadata.dst_node_id for message in grid.pushed] == [1, 2, 2]
     assert "nodes [2] are asked to open their streams again" in caplog.text
+    assert "have not ended" not in caplog.text
+
+
+def test_a_node_that_was_not_there_when_the_stream_opened_comes_later(
+    fake_grid: "type[FakeGrid]",
+    servers: list[StreamServer],
+    handler: Callable[[int], Handler],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("flower_psl.transport.session_keeper._PERIOD_S", 0.02)
+    caplog.set_level(logging.INFO, "flwr.psl")
+    grid = fake_grid({1: handler(1)})
+    late = handler(2)
+    with opened(grid, "stream") as transport:
+        assert isinstance(transport, StreamTransport)
+        assert transport.nodes() == [1]
+        grid.nodes[2] = late
+        while transport.nodes() != [1, 2]:
+            assert transport.await_node(20), "it did not come"
+        assert set(transport.describe([1, 2], 20).all()) == {1, 2}
+    assert [message.metadata.dst_node_id for message in grid.pushed] == [1, 2]
+    assert late.serving is not None
+    assert late.serving.answered() == 1
+    assert "nodes [2] are new, and asked to open their streams" in caplog.text
+
+
+def test_a_new_node_that_never_comes_is_not_awaited_at_the_end(
+    fake_grid: "type[FakeGrid]",
+    servers: list[StreamServer],
+    handler: Callable[[int], Handler],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("flower_psl.transport.session_keeper._PERIOD_S", 0.02)
+    asked = threading.Event()
+    grid = fake_grid({1: handler(1)})
+    with opened(grid, "stream"):
+        grid.nodes[2] = lambda message: asked.set()
+        assert asked.wait(20)
     assert "have not ended" not in caplog.text
 
 

@@ -138,6 +138,18 @@ def test_connections_are_as_many_as_the_nodes_may_need(
         assert lab.exchange(1) == {1: 1.0}
 
 
+def test_a_second_session_of_a_node_that_is_served_ends_by_itself(
+    make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    """Of a node that is asked again, and then comes back by its first session all the same."""
+    lab = make_lab(1, reconnect_timeout_s=0.3)
+    with during_a_step(lab, make_echo):
+        second = make_echo(1)
+        assert isinstance(lab.start({1: second}).error(), ConnectionError)
+    assert set(lab.server.refused) == {"second connection of a node"}
+    assert lab.transport.nodes() == [1]
+
+
 def test_a_bad_hello_does_not_end_a_connection_that_serves_others(lab: "Lab") -> None:
     stream = lab.raw_node(1)
     stream.send(lab.hello(2, "guess"), lab.hello(9, "guess"), lab.hello(1), lab.hello(3))
