@@ -100,7 +100,7 @@ class Attendance:
         raise type(cause)(
             f"{str(cause).rstrip('.')}{more}. That leaves {present} of the clients with training "
             f"data; FailurePolicy.min_clients is {wanted}. Look at the log of each device that "
-            "failed, start it again, and then the run."
+            f"failed, start it again, and then the run.{self._about_banned()}"
         ) from cause
 
     def take_back(self) -> dict[int, bool]:
@@ -134,13 +134,25 @@ class Attendance:
                 back[key_or_none] = description.has_segment
         return back
 
+    def _is_banned(self, key: int) -> bool:
+        # By the policy of now: a run that is resumed may have another.
+        return self._ledger.offences.get(key, 0) >= self._policy.max_offences
+
+    def _about_banned(self) -> str:
+        banned = sorted(filter(self._is_banned, self._ledger.out))
+        if not banned:
+            return ""
+        return (
+            f" Clients {banned} are out for good, with FailurePolicy.max_offences at "
+            f"{self._policy.max_offences}: a resumed run takes one back if that is raised."
+        )
+
     def _may_return(self) -> set[int]:
         ledger = self._ledger
         return {
             key
             for key in ledger.out
-            if ledger.offences.get(key, 0) < self._policy.max_offences
-            and ledger.rests_until.get(key, 0) <= ledger.accepted_steps
+            if not self._is_banned(key) and ledger.rests_until.get(key, 0) <= ledger.accepted_steps
         }
 
     def _take_back(self, key: int, node: int, description: DescribeReply) -> bool:
@@ -164,11 +176,10 @@ class Attendance:
         ledger.rests_until[key] = ledger.accepted_steps + 2 ** min(row - 1, 30) - 1
         if isinstance(failure, ProtocolError):
             ledger.offences[key] = ledger.offences.get(key, 0) + 1
-        for_good = ledger.offences.get(key, 0) >= self._policy.max_offences
         _LOG.warning(
             "client %d is left out%s (%s): %s",
             key,
-            " for good" if for_good else "",
+            " for good" if self._is_banned(key) else "",
             reason,
             failure,
         )

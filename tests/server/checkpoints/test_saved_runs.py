@@ -24,6 +24,7 @@ from flower_psl import (
     FailurePolicy,
     FixedLocalSampler,
     GlobalSampler,
+    ProtocolError,
     PslError,
     run_in_process,
 )
@@ -144,6 +145,29 @@ def test_what_a_step_met_before_the_run_stopped_is_in_its_record(tmp_path: Path)
     assert (third["round"], third["step"], third["redraws"]) == (1, 3, 3)
     assert "out of memory" in third["failed"]["9"]
     assert (fourth["round"], fourth["redraws"]) == (2, 1)
+
+
+class Lying(MortalClient):
+    """A client with values that cannot be used."""
+
+    def handle(self, request: StepRequest) -> StepReply:
+        reply = self.client.handle(request)
+        assert reply.activations is not None
+        return replace(reply, activations=reply.activations * torch.nan)
+
+
+def test_who_is_out_for_good_comes_back_to_a_resumed_run_if_more_is_forgiven(
+    tmp_path: Path,
+) -> None:
+    clients = make_clients(None, Fuse())
+    lying = {**clients, 9: Lying(clients[9].client, clients[9].fuse)}
+    said = r"Clients \[9\] are out for good, with FailurePolicy.max_offences at 1: .* is raised"
+    with pytest.raises(ProtocolError, match=said):
+        run_with(lying, tmp_path, failures=FailurePolicy(min_clients=3, max_offences=1))
+    with pytest.raises(ClientError, match=said):  # although it is honest now
+        run_with(clients, tmp_path, failures=FailurePolicy(min_clients=3, max_offences=1))
+    result = run_with(clients, tmp_path, failures=FailurePolicy(min_clients=3, max_offences=2))
+    assert_trained(result, tmp_path)
 
 
 def test_no_step_is_taken_with_too_few_when_a_run_is_resumed(tmp_path: Path) -> None:
