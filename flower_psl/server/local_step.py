@@ -1,7 +1,7 @@
 """One step in which every client updates its own segment, in one exchange."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -99,8 +99,8 @@ class LocalStep(SplitStep):
 
     def end_round(self, server_round: int, timeout_s: Callable[[], float]) -> StepOutcome:
         """End a round whose last step was not taken."""
-        last = self._last_exchange(timeout_s)
-        return self._discarded(self._end_round(server_round, last), last)
+        failures, exchanges, stop = self._end_round(server_round, timeout_s)
+        return replace(self._discarded(failures, *exchanges), stop=stop)
 
     def _take(
         self,
@@ -133,13 +133,14 @@ class LocalStep(SplitStep):
             if key not in failures:
                 self.state.keep(batch.id, encode_gradient(batch.id, gradient, self.encodings))
         clock.lap("encode")
+        clock.lap("backward_exchange")  # which there is at the end of a round only
+        stop = None
         if ahead is None:
-            exchanges.append(self._last_exchange(timeout_s))
-        clock.lap("backward_exchange")
-        if ahead is None:
-            failures |= self._end_round(plan.server_round, exchanges[-1])
+            late, last, stop = self._end_round(plan.server_round, timeout_s, clock)
+            failures |= late
+            exchanges += last
         clock.lap("update")
-        return self._outcome(plan, turn.loss, clock, failures, *exchanges)
+        return self._outcome(plan, turn.loss, clock, failures, *exchanges, stop=stop)
 
     def _on_device(
         self, batches: Collection[ReceivedBatch]
@@ -192,29 +193,56 @@ class LocalStep(SplitStep):
             encodings=self.encodings,
         )
 
-    def _end_round(self, server_round: int, last: Exchange) -> dict[int, PslError]:
-        """Bring both segments to their state between rounds; return who failed."""
-        _, answers = last
-        failures = self._by_key(answers.failures)
-        self.update.end_round()
-        if self.aggregation is None:
-            for reply in answers.replies.values():
-                self.state.left.pop(reply.id.client_key)
-        else:
-            failures |= self._aggregate(self.aggregation, server_round, answers.replies)
-        self.state.gone.update(failures)
-        self.state.end_round(shared=self.aggregation is not None)
-        return failures
+    def _end_round(
+        self, server_round: int, timeout_s: Callable[[], float], clock: PhaseClock | None = None
+    ) -> tuple[dict[int, PslError], list[Exchange], PslError | None]:
+        """Bring both segments to their state between rounds.
 
-    def _aggregate(
+        Returns who failed, what travelled, and why the run cannot go on, if it cannot: the
+        steps of the round are then whole, and it can be ended again.
+        """
+        failures: dict[int, PslError] = {}
+        exchanges: list[Exchange] = []
+        try:
+            exchanges.append(last := self._last_exchange(timeout_s))
+            if clock is not None:
+                clock.lap("backward_exchange")
+            failures |= self._by_key(last[1].failures)
+            self._take_in(server_round, last[1].replies, failures)
+        except PslError as error:
+            return failures, exchanges, error
+        finally:
+            self.state.gone.update(failures)
+        self.update.end_round()
+        self.state.end_round(shared=self.aggregation is not None)
+        return failures, exchanges, None
+
+    def _take_in(
         self,
-        aggregation: ClientAggregation,
         server_round: int,
         replies: Mapping[int, StepReply],
-    ) -> dict[int, PslError]:
-        """Make one client segment of those that came; return whose cannot be used."""
+        failures: dict[int, PslError],
+    ) -> None:
+        """Note what reached the clients, or make one client segment of theirs."""
+        if self.aggregation is None:
+            for reply in replies.values():
+                self.state.left.pop(reply.id.client_key)
+            return
+        trained, unusable = self._trained(replies)
+        failures |= unusable
+        if trained:
+            self._aggregate(
+                self.aggregation,
+                server_round,
+                trained,
+                {node: self.state.examples[replies[node].id.client_key] for node in trained},
+            )
+
+    def _trained(
+        self, replies: Mapping[int, StepReply]
+    ) -> tuple[dict[int, Mapping[str, Tensor]], dict[int, PslError]]:
+        """Return what the clients have trained, by node, and whose cannot be used."""
         own = trained_tensors(self.learner.model.client)
-        parameters = list(self.learner.client_parameters)
         # Running statistics too: evaluation divides by them.
         bounded = [name for name in own if own[name].is_floating_point()]
         trained: dict[int, Mapping[str, Tensor]] = {}
@@ -227,9 +255,18 @@ class LocalStep(SplitStep):
                 trained[node] = weights
             except ProtocolError as error:
                 failures[reply.id.client_key] = error
-        if not trained:
-            return failures
-        num_examples = {node: self.state.examples[replies[node].id.client_key] for node in trained}
+        return trained, failures
+
+    def _aggregate(
+        self,
+        aggregation: ClientAggregation,
+        server_round: int,
+        trained: Mapping[int, Mapping[str, Tensor]],
+        num_examples: Mapping[int, int],
+    ) -> None:
+        """Make one client segment of those that came."""
+        own = trained_tensors(self.learner.model.client)
+        parameters = list(self.learner.client_parameters)
         merged: dict[str, Tensor] = {}
         if parameters:
             merged |= aggregation.aggregate(
@@ -249,4 +286,3 @@ class LocalStep(SplitStep):
             num_examples,
         )
         load_tensors(self.learner.model.client, merged)
-        return failures

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from flower_psl.errors import PslError
 from flower_psl.server.attendance import Attendance
 from flower_psl.server.failure_policy import FailurePolicy
 from flower_psl.server.ledger import Ledger
@@ -76,12 +75,10 @@ class RoundTraining:
         """
         step, ahead = self._plan.next_steps()
         while step is not None:
-            outcome = self._try(step, partial(timeout_s, str(step)), ahead)
-            try:
-                self._note(step, outcome)
-            except PslError:
-                self._watch.before_stop()
-                raise
+            outcome = self._stepper.run(step, partial(timeout_s, str(step)), ahead)
+            self._note(step, outcome)
+            if outcome.stop is not None:
+                raise outcome.stop
             changed = bool(outcome.failures)
             if outcome.record is not None:
                 if ahead is None:  # the step has ended the round
@@ -113,17 +110,6 @@ class RoundTraining:
         for key, has_segment in back.items():
             self._stepper.take_back(key, has_segment=has_segment)
         return bool(back)
-
-    def _try(
-        self, step: StepPlan, timeout_s: Callable[[], float], ahead: StepPlan | None
-    ) -> StepOutcome:
-        try:
-            return self._stepper.run(step, timeout_s, ahead)
-        except PslError:
-            # In mid-step devices may be ahead of the server in what they train by themselves.
-            if not self._stepper.apart:
-                self._watch.before_stop()
-            raise
 
     def _note(self, step: StepPlan, outcome: StepOutcome) -> None:
         """Write down what came of a step, and leave out who failed in it."""
@@ -160,3 +146,5 @@ class RoundTraining:
         outcome = self._stepper.end_round(server_round, partial(timeout_s, where))
         self._ledger.discard(0, outcome.bytes_up, outcome.bytes_down)
         self._attendance.leave_out(outcome.failures)
+        if outcome.stop is not None:
+            raise outcome.stop

@@ -33,7 +33,3 @@ class RunWatch:
     def between_steps(self) -> None:
         """Save the run after a step that was taken, if it is time."""
         self.saving.between_steps()
-
-    def before_stop(self) -> None:
-        """Save a run that cannot go on as it is."""
-        self.saving.before_stop()

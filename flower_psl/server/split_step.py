@@ -121,6 +121,7 @@ class SplitStep:
         clock: PhaseClock,
         failures: Mapping[int, PslError],
         *exchanges: Exchange,
+        stop: PslError | None = None,
     ) -> StepOutcome:
         """Return what came of a step that was taken."""
         bytes_up, bytes_down = _traffic(exchanges)
@@ -138,7 +139,11 @@ class SplitStep:
             plan=plan.plan,
         )
         return StepOutcome(
-            record=record, failures=failures, bytes_up=bytes_up, bytes_down=bytes_down
+            record=record,
+            failures=failures,
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
+            stop=stop,
         )
 
     def _discarded(self, failures: Mapping[int, PslError], *exchanges: Exchange) -> StepOutcome:

@@ -19,9 +19,12 @@ class StepOutcome:
         What the clients that failed did, by client key. A step may be taken without them.
     bytes_up, bytes_down : int
         What travelled, from the clients and to them.
+    stop : PslError or None
+        Why the run ends with this step, which itself is whole: the end of the round is not.
     """
 
     record: StepRecord | None
     failures: Mapping[int, PslError]
     bytes_up: int
     bytes_down: int
+    stop: PslError | None = None

@@ -28,6 +28,7 @@ from flower_psl.server.round_training import RoundTraining
 from flower_psl.server.run_history import RunHistory
 from flower_psl.server.run_watch import RunWatch
 from flower_psl.server.split_step import StepTaker
+from flower_psl.server.torn import TornError
 from flower_psl.split import SplitModel
 from flower_psl.storage import Version
 from flower_psl.telemetry import Progress, RunInfo
@@ -218,17 +219,19 @@ class TrainingRun:
         """Train for a round, or the rest of one."""
         started, ledger = time.monotonic(), self._ledger
         is_back = training.begin()
-        if ledger.server_round != server_round:
-            plan.start_round(server_round)
-        elif is_back or ledger.plan_is_stale:
-            plan.redraw()
-        self._progress.start_round(server_round, plan.num_steps, ledger.step)
-        training.run(partial(self._timeout_s, started + self._round_timeout_s))
-        self._progress.end_round()
         try:
+            if ledger.server_round != server_round:
+                plan.start_round(server_round)
+            elif is_back or ledger.plan_is_stale:
+                plan.redraw()
+            self._progress.start_round(server_round, plan.num_steps, ledger.step)
+            training.run(partial(self._timeout_s, started + self._round_timeout_s))
+            self._progress.end_round()
             report.close_round(server_round, seconds=time.monotonic() - started)
+        except TornError as torn:  # what is there belongs to no step, and is not saved
+            raise torn.cause from torn
         except PslError:
-            saving.before_stop()
+            saving.before_stop(server_round)
             raise
         saving.between_rounds(is_last=server_round == self._num_rounds)
 

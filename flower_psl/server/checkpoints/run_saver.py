@@ -139,11 +139,18 @@ class RunSaver:
         if is_last or (every is not None and (version.server_round - 1) % every == 0):
             self.save(version)
 
-    def save(self, version: Version) -> None:
+    def save(self, version: Version, *, stops: bool = False) -> None:
         """Save the run.
 
         A checkpoint that cannot be written does not end the run, unless it is the first: then
         none may be possible.
+
+        Parameters
+        ----------
+        version : Version
+            Where the run is.
+        stops : bool
+            Whether the run stops here anyway.
 
         Raises
         ------
@@ -161,8 +168,8 @@ class RunSaver:
                     "run without checkpoints."
                 ) from error
             _LOG.warning(
-                "no checkpoint of %s: %s; the last checkpoint is still that of %s",
-                *(version, error, self.last),
+                "no checkpoint of %s: %s; the run %s, and the last checkpoint is that of %s",
+                *(version, error, "stops" if stops else "goes on", self.last),
             )
         else:
             self.last = version

@@ -44,10 +44,17 @@ class Saving:
             self._saver.after_round(at, is_last=is_last)
             self._obey(at)
 
-    def before_stop(self) -> None:
-        """Save the run, which cannot go on as it is."""
+    def before_stop(self, server_round: int) -> None:
+        """Save the run, which cannot go on as it is.
+
+        Parameters
+        ----------
+        server_round : int
+            The round that it cannot end, or not begin.
+        """
         if self._saver is not None:
-            self._saver.save(self._in_round)
+            begun = self._ledger.server_round == server_round
+            self._saver.save(self._in_round if begun else Version(server_round, 0), stops=True)
 
     def __enter__(self) -> Self:
         """Begin to hold signals back."""

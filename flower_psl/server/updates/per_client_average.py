@@ -54,7 +54,13 @@ class PerClientAverage:
             learner = self._copies.get(key) or self._learner.server_copy()
             try:
                 gradients[place], loss = part_update(
-                    self._forward, learner, plan, key, activations[place], labels[place]
+                    self._forward,
+                    learner,
+                    plan,
+                    key,
+                    activations[place],
+                    labels[place],
+                    is_first=not losses,
                 )
             except DiscardedError as error:
                 failures |= error.failures

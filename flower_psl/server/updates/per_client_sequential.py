@@ -50,7 +50,13 @@ class PerClientSequential:
                 continue  # every label is ignored: there is no loss
             try:
                 gradients[place], loss = part_update(
-                    self._forward, learner, plan, keys[place], activations[place], labels[place]
+                    self._forward,
+                    learner,
+                    plan,
+                    keys[place],
+                    activations[place],
+                    labels[place],
+                    is_first=not losses,
                 )
             except DiscardedError as error:
                 failures |= error.failures

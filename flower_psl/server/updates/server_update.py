@@ -14,6 +14,7 @@ from flower_psl.server.learner import Learner
 from flower_psl.server.loss_normalizer import loss_normalizer
 from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.step_plan import StepPlan
+from flower_psl.server.torn import TornError
 from flower_psl.split import LossFn
 from flower_psl.storage import State
 
@@ -58,6 +59,8 @@ class ServerUpdate(Protocol):
             If there is no update because of what clients sent.
         PslError
             If there is none for another reason.
+        TornError
+            If there is a part of one.
         """
 
     def end_round(self) -> None:
@@ -77,6 +80,8 @@ def part_update(
     key: int,
     activations: Tensor,
     labels: Tensor,
+    *,
+    is_first: bool,
 ) -> tuple[Tensor, float]:
     """Update a server segment from one client's part; return its cut gradient and loss.
 
@@ -84,10 +89,19 @@ def part_update(
     ------
     DiscardedError
         If the client's loss is not finite; the segment is then as it was.
+    PslError
+        If there is no loss for another reason, and this is the first part of the step.
+    TornError
+        If it is not: the updates of other parts are made.
     """
     learner.start_step()
-    with kept_buffers(learner.model.server):
-        passed = forward.run_part(learner.model.server, plan, key, activations, labels)
+    try:
+        with kept_buffers(learner.model.server):
+            passed = forward.run_part(learner.model.server, plan, key, activations, labels)
+    except PslError as error:
+        if is_first:
+            raise
+        raise TornError(error) from error
     [gradient] = passed.backward()
     learner.take_step()
     return gradient, float(passed.loss.detach())

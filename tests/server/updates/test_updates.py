@@ -16,6 +16,7 @@ from flower_psl.server.kept_buffers import kept_buffers
 from flower_psl.server.learner import Learner
 from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.step_plan import StepPlan
+from flower_psl.server.torn import TornError
 from flower_psl.server.updates import SERVER_UPDATES, ServerUpdate
 from flower_psl.storage import pack_state, unpack_state
 
@@ -220,7 +221,9 @@ def test_a_part_for_which_the_loss_raises_is_its_clients_once_steps_were_taken(
     activations, labels = batch([[0, 1, 2], [9]])
     update = make(name, nn.CrossEntropyLoss(), learner_of(split))
     if server_round == 1:
-        with pytest.raises(PslError, match=r"client 5, round 1, step 1: .* raised IndexError"):
+        # Unless it is the first of the step, which is then in the middle.
+        reason = r"client 5, round 1, step 1: .* raised IndexError"
+        with pytest.raises((PslError, TornError), match=reason):
             update.run(plan, activations, labels)
     else:
         assert list(update.run(plan, activations, labels).failures) == [5]
