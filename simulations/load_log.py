@@ -1,5 +1,6 @@
 """What processes take, from time to time."""
 
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from simulations.processes import ProcessLoad, load_of
 
 @dataclass(frozen=True)
 class Growth:
-    """A process in two parts of a run: the most it took in the first, the least in the second.
+    """A process in two parts of a run: medians of its memory, and extremes of what is counted.
 
-    Threads and buffers that come and go with the machine's load have not grown; what is leaked
-    stays, and so is in the least too.
+    Threads and files are the most that it had in the first part, and the least in the second.
+    Those that come and go with the machine's load have not grown; what is leaked stays, and so
+    is in the least too. Memory hardly comes and goes: of its extremes, a slow growth would be
+    seen only once it is larger than what they are apart anyway.
     """
 
     name: str
@@ -70,7 +73,7 @@ class LoadLog:
         if not loads:
             raise RuntimeError(f"{name} was not there from {part[0]:.0f} to {part[1]:.0f}")
         return ProcessLoad(
-            resident_mb=extreme(load.resident_mb for load in loads),
+            resident_mb=statistics.median(load.resident_mb for load in loads),
             threads=int(extreme(load.threads for load in loads)),
             pool_threads=int(extreme(load.pool_threads for load in loads)),
             open_files=int(extreme(load.open_files for load in loads)),

@@ -63,8 +63,8 @@ class SoakResult:
     Attributes
     ----------
     growths : sequence of Growth
-        Of the processes of the ServerApp and the ClientApps: the most that each took in the
-        minute around the end of the second one, and the least in the last.
+        Of the processes of the ServerApp and the ClientApps, from the minute around the end
+        of the second one to the last.
     steps : int
         Steps that were taken.
     step_s : tuple of float

@@ -17,10 +17,12 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ProcessLoad]]:
     yield loads
 
 
-def test_the_most_before_is_compared_with_the_least_after(looks: list[ProcessLoad]) -> None:
+def test_the_most_threads_and_files_before_are_compared_with_the_least_after(
+    looks: list[ProcessLoad],
+) -> None:
     looks += [
         ProcessLoad(100.0, 4, 3, 10),
-        ProcessLoad(90.0, 5, 2, 9),
+        ProcessLoad(91.0, 5, 2, 9),
         ProcessLoad(500.0, 50, 40, 500),
         ProcessLoad(110.0, 3, 7, 12),
         ProcessLoad(120.0, 2, 8, 14),
@@ -29,10 +31,20 @@ def test_the_most_before_is_compared_with_the_least_after(looks: list[ProcessLoa
     for _ in range(5):
         log.look()
     assert log.growth((0.0, 1.0), (3.0, 9.0)) == [
-        Growth("ServerApp", ProcessLoad(100.0, 5, 3, 10), ProcessLoad(110.0, 2, 7, 12))
+        Growth("ServerApp", ProcessLoad(95.5, 5, 3, 10), ProcessLoad(115.0, 2, 7, 12))
     ]
     with pytest.raises(RuntimeError, match="ServerApp was not there from 5 to 9"):
         log.growth((0.0, 1.0), (5.0, 9.0))
+
+
+def test_memory_that_grows_by_less_than_it_fluctuates_has_grown(looks: list[ProcessLoad]) -> None:
+    memory_mb = [96.0, 100.0, 104.0, 102.0, 106.0, 110.0]
+    looks += [ProcessLoad(each, 1, 1, 1) for each in memory_mb]
+    log = LoadLog(lambda: {"ServerApp": 1})
+    for _ in memory_mb:
+        log.look()
+    [growth] = log.growth((0.0, 2.0), (3.0, 5.0))
+    assert (growth.early.resident_mb, growth.late.resident_mb) == (100.0, 106.0)
 
 
 def test_a_process_that_has_ended_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
