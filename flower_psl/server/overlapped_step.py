@@ -91,8 +91,9 @@ class OverlappedStep(GlobalStep):
         answers = exchange_in_portions(self.transport, [requests], timeout_s, run)
         exchanges.append((requests, answers))
         clock.lap("forward_exchange")
-        if failures and not batches and is_first(plan):
-            raise next(iter(failures.values()))  # what all clients share is rather the reason
+        if batches and batches.keys() <= failures.keys() and is_first(plan):
+            # The segment raised for everybody: what all of them share is rather the reason.
+            raise failures[next(iter(batches))]
         failures |= self._by_key(answers.failures)
         in_order = {key: batches[key] for key in plan.batch_sizes if key in batches}
         fitting, failures = self._fitting(plan, in_order, failures)

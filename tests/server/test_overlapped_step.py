@@ -138,5 +138,8 @@ def test_a_segment_that_raises_for_everybody_ends_the_first_step(
 ) -> None:
     model[2] = nn.Linear(9, 3).double()
     strategy = make_strategy(model=cut(model, at="1"), overlap=True)
-    with pytest.raises(PslError, match="the server segment or the loss raised RuntimeError"):
+    with pytest.raises(
+        PslError, match="the server segment or the loss raised RuntimeError"
+    ) as info:
         weights_after(strategy, InProcessTransport(clients), ArrayRecord(model.state_dict()))
+    assert "FailurePolicy" not in str(info.value)  # nobody is left out for it
