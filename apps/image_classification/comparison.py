@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Result
 from .config import AppConfig
 from .data import ImageData
 from .device_needs import device_needs
+from .methods import CUSTOM, Split
 from .phase_checks import BELONGS_TO
 from .phases import Phase
 from .run_phases import checked_model, run_phases
@@ -37,8 +38,9 @@ def compared(
         If a method could not run, before the first one begins; or if one cannot go on.
     """
     checked_model(config, images)
-    for phase in config.parsed_phases:
-        alone = _alone(config, phase)
+    # All of them before the first one begins, since this is where settings are refused.
+    runs = [(phase, _alone(config, phase)) for phase in config.parsed_phases]
+    for phase, alone in runs:
         result = run_phases(grid, alone, images)
         if alone.out:
             num_devices = len(list(grid.get_node_ids()))
@@ -55,6 +57,8 @@ def _alone(config: AppConfig, phase: Phase) -> AppConfig:
         for key, owners in BELONGS_TO.items()
         if not phase.parts & set(owners)
     }
+    if phase.name != CUSTOM:  # it says itself what the keys of a custom one say
+        others |= {field.name: "" for field in fields(Split)}
     return replace(
         config,
         compare=False,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 from flwr.app import ArrayRecord
 
+from apps.image_classification import comparison
 from apps.image_classification.comparison import compared
 from apps.image_classification.config import AppConfig
 from apps.image_classification.data import load_images
@@ -41,6 +42,20 @@ def test_all_are_checked_before_the_first_one_begins(
     with pytest.raises(ConfigError, match="'fedadam' takes steps on all arrays"):
         next(compared(fake_grid({}), both, load_images(both.data)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_custom_method_is_is_no_other_ones_business(
+    fake_grid: "type[FakeGrid]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[AppConfig] = []
+    monkeypatch.setattr(comparison, "run_phases", lambda grid, alone, images: ran.append(alone))
+    both = config("custom:1, fedavg:1", sampler="fls", client_sync="round")
+    for _ in compared(fake_grid({}), both, load_images(both.data)):
+        pass
+    assert [(alone.method, alone.sampler, alone.client_sync) for alone in ran] == [
+        ("custom", "fls", "round"),
+        ("fedavg", "", ""),
+    ]
 
 
 @pytest.mark.parametrize("phases", ["", "gpsl:1, fedavg:1, gpsl:2"])

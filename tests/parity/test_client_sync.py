@@ -189,12 +189,18 @@ def test_one_step_a_round_of_plain_sgd_is_a_step_of_the_whole_model(update: str)
     assert differs(by_step, plain_model().state_dict())
 
 
+@pytest.mark.parametrize("over_messages", [False, True], ids=["in-process", "messages"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_per_client_average_is_federated_averaging(optimizer: str) -> None:
+def test_per_client_average_is_federated_averaging(
+    optimizer: str, over_messages: bool, flower_run: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split_client_app, "_CLIENTS", ClientCache())
     case = Case(
         optimizer_fn=OPTIMIZERS[optimizer],
         settings={"client_sync": "round", "server_update": "per-client-average"},
     )
+    if over_messages:
+        case.carry = InNewProcesses
     model = plain_model()
     for _ in range(case.num_rounds):
         twins: dict[int, nn.Module] = {key: copy.deepcopy(model) for key in SIZES}
