@@ -1,12 +1,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from flwr.app import Context, RecordDict
-from flwr.serverapp.strategy import Result
+from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from apps.image_classification.data import load_images
 from apps.image_classification.models import initial_model
 from apps.image_classification.run_phases import run_phases
 from apps.image_classification.server_app import main
-from flower_psl import ConfigError
+from flower_psl import ConfigError, ParallelSplitLearning
 
 if TYPE_CHECKING:
     from tests.conftest import FakeGrid
@@ -74,6 +75,34 @@ def test_a_first_phase_is_the_run_of_its_method(devices: Devices) -> None:
             first.evaluate_metrics_serverapp[server_round]
             == alone.evaluate_metrics_serverapp[server_round]
         )
+
+
+@pytest.mark.parametrize("names", [("fedavg", "gpsl"), ("gpsl", "fedavg")])
+def test_a_phase_begins_with_what_the_one_before_has_trained(
+    devices: Devices, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
+) -> None:
+    given: list[dict[str, Tensor]] = []
+
+    def watch(kind: Any) -> None:
+        start = kind.start
+
+        def noting(
+            self: Strategy, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **others: Any
+        ) -> Any:
+            given.append(dict(initial_arrays.to_torch_state_dict()))
+            return start(self, grid, initial_arrays, *args, **others)
+
+        monkeypatch.setattr(kind, "start", noting)
+
+    watch(ParallelSplitLearning)
+    watch(Strategy)
+    train(devices, {"phases": ", ".join(f"{name}:1" for name in names)})
+    alone = weights(train(devices, {"method": names[0], "num-server-rounds": 1}))
+    initial, handed_on, _ = given
+    assert handed_on.keys() == alone.keys()
+    for name, tensor in alone.items():
+        assert torch.equal(handed_on[name], tensor)
+    assert not torch.equal(initial["block1.0.weight"], alone["block1.0.weight"])
 
 
 def test_a_second_phase_draws_otherwise_than_the_first(devices: Devices) -> None:
