@@ -24,7 +24,7 @@ VERSION = Version(2, 40)
 # None of them is in the name of the file.
 PARTS = (
     *("'learner'", "'ledger'", "'identity'", "'environment'", "'run'", "'clients'"),
-    *("saved tensor", "header", "whole", "a saved state"),
+    *("saved tensor", "saved schedule", "header", "whole", "a saved state"),
 )
 
 
