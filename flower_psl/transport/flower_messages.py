@@ -154,16 +154,22 @@ def pull(grid: Grid, ids: Sequence[str]) -> list[Message]:
 
     Where a node has sent what Flower itself cannot read, Flower raises. By then it has taken
     that reply, and those that came with it; asked again, it answers for them that they are gone.
+    An error that remains however often it is asked is of another kind, and is raised.
     """
+    causes: list[str] = []
     for _ in ids:
         try:
-            return list(grid.pull_messages(ids))
+            replies = list(grid.pull_messages(ids))
         except Exception as error:  # of whatever kind: that depends on what was sent
+            causes.append(presentable(f"{type(error).__name__}: {error}"))
+            continue
+        if causes:
             _LOG.warning(
                 "Flower could not read a reply (%s); it is lost, with those that came at the "
                 "same time",
-                presentable(f"{type(error).__name__}: {error}"),
+                "; ".join(dict.fromkeys(causes)),
             )
+        return replies
     return list(grid.pull_messages(ids))
 
 

@@ -6,7 +6,7 @@ import torch
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 
 from flower_psl import ClientError, ProtocolError, WaitError
-from flower_psl.transport.flower_messages import FlowerMessageTransport
+from flower_psl.transport.flower_messages import FlowerMessageTransport, pull
 from flower_psl.wire import DescribeReply, Phase, StepId, StepReply, StepRequest, records
 
 if TYPE_CHECKING:
@@ -100,7 +100,9 @@ def test_a_reply_that_flower_cannot_read_costs_those_that_came_with_it(
 
 
 def test_a_grid_that_does_not_work_at_all_says_why(
-    grid_with_garbage: "FakeGrid", monkeypatch: pytest.MonkeyPatch
+    grid_with_garbage: "FakeGrid",
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def pull(asked: list[Message]) -> list[Message]:
         raise ConnectionError("no SuperLink")
@@ -109,6 +111,24 @@ def test_a_grid_that_does_not_work_at_all_says_why(
     with pytest.raises(ConnectionError, match="no SuperLink"):
         FlowerMessageTransport(grid_with_garbage).exchange(requests(), timeout_s=20)
     assert len(grid_with_garbage.pulls) == 4  # once for each message, and once more
+    assert caplog.messages == []  # no reply was the cause
+
+
+def test_several_replies_that_flower_cannot_read_are_said_once(
+    fake_grid: "type[FakeGrid]", caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = fake_grid(dict.fromkeys(NODES, echo))
+    problems = iter([ValueError("no array"), ValueError("no array"), KeyError("dtype")])
+
+    def pull_messages(ids: Iterable[str]) -> Iterable[Message]:
+        for problem in problems:
+            raise problem
+        return []
+
+    grid.__dict__["pull_messages"] = pull_messages
+    assert pull(grid, ["a", "b", "c", "d"]) == []
+    [warning] = caplog.messages
+    assert "could not read a reply (ValueError: no array; KeyError: 'dtype')" in warning
 
 
 def failing(message: Message) -> Message:
