@@ -66,10 +66,7 @@ class GlobalStep(SplitStep):
         """Take a step, noting its exchanges; a DiscardedError leaves the model as it was."""
         clock = PhaseClock()
         learner = self.learner
-        requests = self._forward_requests(plan)
-        clock.lap("encode")
-        learner.start_step()
-        self._announce(ahead)
+        requests = self._begin(plan, ahead, clock)
         forwards = self.transport.exchange(requests, timeout_s())
         exchanges.append((requests, forwards))
         clock.lap("forward_exchange")
@@ -98,6 +95,16 @@ class GlobalStep(SplitStep):
 
         self._update(backwards, batches, clock)
         return self._outcome(plan, loss, clock, failures, *exchanges)
+
+    def _begin(
+        self, plan: StepPlan, ahead: StepPlan | None, clock: PhaseClock
+    ) -> dict[int, StepRequest]:
+        """Make the forward requests, and all else ready for their replies."""
+        requests = self._forward_requests(plan)
+        clock.lap("encode")
+        self.learner.start_step()
+        self._announce(ahead)
+        return requests
 
     def _update(
         self,

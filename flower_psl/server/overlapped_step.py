@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from flower_psl.errors import ProtocolError, PslError
-from flower_psl.sampling import Purpose, derive_seed
 from flower_psl.server.global_step import GlobalStep, backward_request
 from flower_psl.server.phase_clock import PhaseClock
 from flower_psl.server.received_batch import ReceivedBatch
@@ -41,12 +40,8 @@ class OverlappedStep(GlobalStep):
     ) -> StepOutcome:
         """Take a step, noting its exchanges; a DiscardedError leaves the model as it was."""
         clock = PhaseClock()
-        learner = self.learner
-        requests = self._forward_requests(plan)
-        clock.lap("encode")
-        learner.start_step()
-        self._announce(ahead)
-        passes = PartPasses(learner.model.server)
+        requests = self._begin(plan, ahead, clock)
+        passes = PartPasses(self.learner.model.server)
         batches, failures = self._forward_parts(
             plan, passes, requests, timeout_s(), exchanges, clock
         )
@@ -138,10 +133,8 @@ class OverlappedStep(GlobalStep):
             If there is another.
         """
         labels = torch.cat([batch.labels for batch in batches.values()]).to(self.device)
-        position = (plan.server_round, plan.plan, plan.step)
-        seed = derive_seed(self.seed, Purpose.SERVER_FORWARD, *position)
         try:
-            loss = passes.loss(batches, labels, self.loss_fn, seed=seed)
+            loss = passes.loss(batches, labels, self.loss_fn, seed=self._forward.seed_of(plan))
         except PslError:
             raise
         except Exception as error:
@@ -176,11 +169,7 @@ class OverlappedStep(GlobalStep):
                 clock.lap("encode")
                 yield {self.nodes[key]: returns[self.nodes[key]]}
 
-        answers = exchange_in_portions(self.transport, portions(), timeout_s(), _ignore)
+        answers = exchange_in_portions(self.transport, portions(), timeout_s())
         exchanges.append((returns, answers))
         clock.lap("backward_exchange")
         return answers
-
-
-def _ignore(reply: StepReply) -> None:
-    """Do nothing when gradients come: only all of them are of use."""

@@ -126,9 +126,13 @@ class ServerForward:
         labels: Tensor,
         *client: int,
     ) -> ServerPass:
-        position = (plan.server_round, plan.plan, plan.step, *client)
-        seed = derive_seed(self.seed, Purpose.SERVER_FORWARD, *position)
+        seed = self.seed_of(plan, *client)
         return server_pass.forward(segment, activations, labels, self.loss_fn, seed=seed)
+
+    def seed_of(self, plan: StepPlan, *client: int) -> int:
+        """Return the seed of what the server draws in a step, or for one client's part of it."""
+        position = (plan.server_round, plan.plan, plan.step, *client)
+        return derive_seed(self.seed, Purpose.SERVER_FORWARD, *position)
 
     @torch.no_grad()
     def _who_raises(

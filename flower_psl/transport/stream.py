@@ -12,6 +12,7 @@ from flower_psl.transport.answers import Answers
 from flower_psl.transport.polling import late
 from flower_psl.transport.stream_connection import Arrival, Event, Request
 from flower_psl.transport.stream_server import StreamServer
+from flower_psl.transport.transport import ignore_reply
 from flower_psl.wire import (
     DescribeReply,
     StepId,
@@ -76,13 +77,13 @@ class StreamTransport:
             node: Request(sequence, frames.pack(Kind.DESCRIBE, node, sequence, {}))
             for node in where
         }
-        return self._converse(sequence, [requests], where, _description, timeout_s, _ignore)
+        return self._converse(sequence, [requests], where, _description, timeout_s, ignore_reply)
 
     def exchange(
         self, requests: Mapping[int, StepRequest], timeout_s: float
     ) -> Answers[StepReply]:
         """Send each node its request and wait for its reply."""
-        return self.exchange_in_portions([requests], timeout_s, _ignore)
+        return self.exchange_in_portions([requests], timeout_s, ignore_reply)
 
     def exchange_in_portions(
         self,
@@ -184,10 +185,6 @@ class StreamTransport:
             f"{self._reconnect_timeout_s:g} s. Look at the node's log, or raise "
             "reconnect_timeout_s if the network is away for longer."
         )
-
-
-def _ignore(reply: object) -> None:
-    """Do nothing when a reply comes: all of them are wanted together."""
 
 
 def _requests(sequence: int, steps: Mapping[int, StepRequest]) -> dict[int, Request]:

@@ -130,11 +130,15 @@ class OverlappingTransport(Transport, Protocol):
         """
 
 
+def ignore_reply(reply: object) -> None:
+    """Do nothing when a reply comes: all of them are wanted together."""
+
+
 def exchange_in_portions(
     transport: Transport,
     portions: Iterable[Mapping[int, StepRequest]],
     timeout_s: float,
-    on_reply: Callable[[StepReply], None],
+    on_reply: Callable[[StepReply], None] = ignore_reply,
 ) -> Answers[StepReply]:
     """Exchange as `OverlappingTransport` does, over any transport.
 
