@@ -17,7 +17,7 @@ class ClientAggregation(Protocol):
         server_round: int,
         current: Mapping[str, Tensor],
         trained: Mapping[int, Mapping[str, Tensor]],
-        num_examples: Mapping[int, int],
+        weights: Mapping[int, float],
     ) -> Mapping[str, Tensor]:
         """Return the parameters of the next round.
 
@@ -30,8 +30,9 @@ class ClientAggregation(Protocol):
         trained : mapping of int to mapping of str to Tensor
             Those of each client that trained, by node, in client order, alike in names,
             shapes and dtypes.
-        num_examples : mapping of int to int
-            Examples that each of them used in the round, by node.
+        weights : mapping of int to float
+            What the losses of each were divided by in the round, in sum, by node: the examples
+            that it used, for a plain mean. Above 0.
 
         Raises
         ------
@@ -47,17 +48,17 @@ class ClientAggregation(Protocol):
 
 
 class ClientMean:
-    """The mean, weighted by examples: federated averaging, without a Flower run."""
+    """The mean, weighted: federated averaging, without a Flower run."""
 
     def aggregate(
         self,
         server_round: int,
         current: Mapping[str, Tensor],
         trained: Mapping[int, Mapping[str, Tensor]],
-        num_examples: Mapping[int, int],
+        weights: Mapping[int, float],
     ) -> Mapping[str, Tensor]:
         """Return the mean of the clients' parameters."""
-        return weighted_mean(trained, num_examples)
+        return weighted_mean(trained, weights)
 
     def state(self) -> State:
         """Return nothing: a mean remembers nothing."""

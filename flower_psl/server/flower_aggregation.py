@@ -43,7 +43,7 @@ class FlowerAggregation:
         server_round: int,
         current: Mapping[str, Tensor],
         trained: Mapping[int, Mapping[str, Tensor]],
-        num_examples: Mapping[int, int],
+        weights: Mapping[int, float],
     ) -> Mapping[str, Tensor]:
         """Return the strategy's result, in the dtypes of `current`.
 
@@ -67,7 +67,7 @@ class FlowerAggregation:
             self._check_requests(requests, trained, where)
             # In client order, whatever that of the messages: it is that of the sums.
             replies = [
-                _reply(requests[node], part, num_examples[node]) for node, part in trained.items()
+                _reply(requests[node], part, weights[node]) for node, part in trained.items()
             ]
             arrays, _ = self._strategy.aggregate_train(server_round, replies)
         except PslError:
@@ -153,10 +153,10 @@ class _NodesOnly(Grid):
         )
 
 
-def _reply(request: Message, tensors: Mapping[str, Tensor], num_examples: int) -> Message:
+def _reply(request: Message, tensors: Mapping[str, Tensor], weight: float) -> Message:
     # Copies: strategies change the arrays of replies in place.
     arrays = to_arrays({name: tensor.clone() for name, tensor in tensors.items()})
-    metrics = MetricRecord({"num-examples": num_examples})
+    metrics = MetricRecord({"num-examples": weight})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=request)
 
 

@@ -17,8 +17,8 @@ class LocalState:
     ----------
     started : set of int
         Who has a segment of its own.
-    examples : dict of int to int
-        The examples of the round that went into it.
+    weights : dict of int to float
+        What its losses of the round were divided by, in sum: its examples, for a plain mean.
     last : dict of int to StepId
         The step of the round that it was asked for last.
     left : dict of int to tuple of StepId and EncodedBatch
@@ -30,7 +30,7 @@ class LocalState:
     """
 
     started: set[int] = field(default_factory=set)
-    examples: dict[int, int] = field(default_factory=dict)
+    weights: dict[int, float] = field(default_factory=dict)
     last: dict[int, StepId] = field(default_factory=dict)
     left: dict[int, tuple[StepId, EncodedBatch]] = field(default_factory=dict)
     forget: set[int] = field(default_factory=set)
@@ -45,11 +45,11 @@ class LocalState:
             self.left.pop(step.client_key, None)
             self.started.add(step.client_key)
 
-    def keep(self, step: StepId, gradient: EncodedBatch) -> None:
+    def keep(self, step: StepId, gradient: EncodedBatch, weight: float) -> None:
         """Note what a client has done in a step that was taken, and is to get."""
         key = step.client_key
         self.left[key] = (step, gradient)
-        self.examples[key] = self.examples.get(key, 0) + step.batch_size
+        self.weights[key] = self.weights.get(key, 0.0) + weight
         self.forget.discard(key)
 
     def take_back(self, key: int, *, has_segment: bool) -> None:
@@ -58,12 +58,12 @@ class LocalState:
         if not has_segment:
             self.started.discard(key)
             self.forget.discard(key)
-            self.examples.pop(key, None)
+            self.weights.pop(key, None)
             self.left.pop(key, None)
 
     def end_round(self, *, shared: bool) -> None:
         """Forget the round; and what clients have of their own, if it is shared now."""
-        self.examples.clear()
+        self.weights.clear()
         self.last.clear()
         if shared:
             self.started.clear()
@@ -74,7 +74,7 @@ class LocalState:
         """Return all of it, in values that can be saved."""
         return {
             "started": sorted(self.started),
-            "examples": self.examples,
+            "weights": self.weights,
             "last": {key: list(step) for key, step in self.last.items()},
             "left": {
                 key: [list(step), gradient.values, dict(gradient.extras)]
@@ -89,7 +89,7 @@ class LocalState:
         self.started, self.forget, self.gone = (
             {int(key) for key in state[name]} for name in ("started", "forget", "gone")
         )
-        self.examples = {int(key): int(count) for key, count in state["examples"].items()}
+        self.weights = {int(key): float(weight) for key, weight in state["weights"].items()}
         self.last = {int(key): _step_id(step) for key, step in state["last"].items()}
         self.left = {
             int(key): (_step_id(step), _gradient(values, extras))

@@ -129,9 +129,11 @@ class LocalStep(SplitStep):
         plan = plan.of(key for key in batches if key not in turn.failures)
         self.state.gone.update(failures)
         clock.lap("server_update")
-        for (key, batch), gradient in zip(batches.items(), turn.cut_gradients, strict=True):
+        parts = zip(batches.items(), turn.cut_gradients, turn.normalizers, strict=True)
+        for (key, batch), gradient, weight in parts:
             if key not in failures:
-                self.state.keep(batch.id, encode_gradient(batch.id, gradient, self.encodings))
+                encoded = encode_gradient(batch.id, gradient, self.encodings)
+                self.state.keep(batch.id, encoded, weight)
         clock.lap("encode")
         clock.lap("backward_exchange")  # which there is at the end of a round only
         stop = None
@@ -176,7 +178,8 @@ class LocalStep(SplitStep):
     def _last_exchange(self, timeout_s: Callable[[], float]) -> Exchange:
         """Let those who are there take the gradients that are left, and ask for what is shared."""
         state = self.state
-        keys = set(state.left if self.aggregation is None else state.examples) - state.gone
+        shared = (key for key, weight in state.weights.items() if weight)
+        keys = set(state.left if self.aggregation is None else shared) - state.gone
         requests = {self.nodes[key]: self._last_request(key) for key in sorted(keys)}
         if not requests:
             return {}, Answers({}, {})
@@ -235,7 +238,7 @@ class LocalStep(SplitStep):
                 self.aggregation,
                 server_round,
                 trained,
-                {node: self.state.examples[replies[node].id.client_key] for node in trained},
+                {node: self.state.weights[replies[node].id.client_key] for node in trained},
             )
 
     def _trained(
@@ -262,7 +265,7 @@ class LocalStep(SplitStep):
         aggregation: ClientAggregation,
         server_round: int,
         trained: Mapping[int, Mapping[str, Tensor]],
-        num_examples: Mapping[int, int],
+        weights: Mapping[int, float],
     ) -> None:
         """Make one client segment of those that came."""
         own = trained_tensors(self.learner.model.client)
@@ -276,13 +279,13 @@ class LocalStep(SplitStep):
                     node: {name: part[name] for name in parameters}
                     for node, part in trained.items()
                 },
-                num_examples,
+                weights,
             )
         # Running statistics are no parameters: a strategy that extrapolates could make a
         # variance negative.
         statistics = [name for name in own if name not in self.learner.client_parameters]
         merged |= weighted_mean(
             {node: {name: part[name] for name in statistics} for node, part in trained.items()},
-            num_examples,
+            weights,
         )
         load_tensors(self.learner.model.client, merged)

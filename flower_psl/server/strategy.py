@@ -78,8 +78,8 @@ class ParallelSplitLearning(StartOnlyStrategy):
     client_strategy : Strategy, optional
         With ``client_sync="round"``: a strategy of ``flwr.serverapp.strategy`` that aggregates
         the client segments' parameters, weighted by the examples that each client used in
-        the round; federated averaging unless given. BatchNorm's running statistics are
-        always averaged. A wrapper for differential privacy protects the client segment's
+        the round, or the sum of their class weights; federated averaging unless given.
+        BatchNorm's running statistics are always averaged. A wrapper for differential privacy protects the client segment's
         parameters and nothing else: activations and labels still reach the server.
     server_update : {"global-batch", "per-client-average", "per-client-sequential"}
         How the server segment learns where clients update theirs: from the global batch as

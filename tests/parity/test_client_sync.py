@@ -39,11 +39,14 @@ from flower_psl.wire import DescribeReply, Phase, StepId, StepReply, StepRequest
 SEED = 3
 NUM_CLASSES = 3
 # Some clients sit out steps, and one a round; each round is the same.
-STEPS = [{0: 3, 1: 1}, {1: 2, 2: 4}, {0: 2, 1: 3, 2: 1}]
+STEPS: list[Mapping[int, int]] = [{0: 3, 1: 1}, {1: 2, 2: 4}, {0: 2, 1: 3, 2: 1}]
+# One client a step, as a relay, and not all of their examples.
+ALONE: list[Mapping[int, int]] = [{0: 3}, {0: 2}, {1: 4}, {1: 1}, {2: 3}]
 SIZES = {0: 5, 1: 6, 2: 5}
 CLASS_WEIGHTS = torch.tensor([0.1, 3.0, 1.0], dtype=torch.float64)
 OptimizerFn = Callable[[Iterable[nn.Parameter]], Optimizer]
 StateDict = dict[str, Tensor]
+CarryFn = Callable[[int, Callable[[], SplitClient]], Device]
 
 
 def sgd(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -91,11 +94,11 @@ class Case:
     steps: Sequence[Mapping[int, int]] = field(default_factory=lambda: STEPS)
     model: Callable[[], nn.Sequential] = plain_model
     at: str = "1"
-    loss_fn: Callable[[Tensor, Tensor], Tensor] = field(default_factory=nn.CrossEntropyLoss)
+    loss_fn: nn.Module = field(default_factory=nn.CrossEntropyLoss)
     optimizer_fn: OptimizerFn = sgd
     num_rounds: int = 3
     settings: dict[str, Any] = field(default_factory=dict)
-    carry: Callable[[int, Callable[[], SplitClient]], Device] = lambda key, make: make()
+    carry: CarryFn = lambda key, make: make()
 
     def data(self) -> dict[int, tuple[Tensor, Tensor]]:
         draws = torch.Generator().manual_seed(5)
@@ -164,6 +167,14 @@ def differs(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
     return any(float((ours[name] - theirs[name]).abs().max()) > 1e-3 for name in theirs)
 
 
+def normalizer(loss_fn: nn.Module, labels: Tensor) -> float:
+    """Return what one of `LOSSES` divides the sum over a client's part by."""
+    if getattr(loss_fn, "reduction", "mean") == "sum":
+        return 1.0
+    weight = loss_fn.weight if isinstance(loss_fn, nn.CrossEntropyLoss) else None
+    return float(len(labels) if weight is None else sum(weight[label] for label in labels))
+
+
 def mean_of(models: Mapping[int, nn.Module], weights: Mapping[int, float]) -> StateDict:
     total = sum(weights[key] for key in models)
     names = next(iter(models.values())).state_dict()
@@ -191,16 +202,19 @@ def test_one_step_a_round_of_plain_sgd_is_a_step_of_the_whole_model(update: str)
 
 @pytest.mark.parametrize("over_messages", [False, True], ids=["in-process", "messages"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("steps", [STEPS, ALONE], ids=["together", "alone"])
 def test_per_client_average_is_federated_averaging(
-    optimizer: str, over_messages: bool, flower_run: None, monkeypatch: pytest.MonkeyPatch
+    steps: list[Mapping[int, int]], optimizer: str, over_messages: bool, device_processes: None
 ) -> None:
-    monkeypatch.setattr(split_client_app, "_CLIENTS", ClientCache())
     case = Case(
+        steps=steps,
         optimizer_fn=OPTIMIZERS[optimizer],
         settings={"client_sync": "round", "server_update": "per-client-average"},
     )
     if over_messages:
         case.carry = InNewProcesses
+    batches = case.batches()
+    used = {key: sum(len(batch[key][1]) for batch in batches if key in batch) for key in SIZES}
     model = plain_model()
     for _ in range(case.num_rounds):
         twins: dict[int, nn.Module] = {key: copy.deepcopy(model) for key in SIZES}
@@ -208,9 +222,9 @@ def test_per_client_average_is_federated_averaging(
         for batch in case.batches():
             for key, (inputs, labels) in batch.items():
                 optimizers[key].zero_grad()
-                case.loss_fn(twins[key](inputs), labels).backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(case.loss_fn(twins[key](inputs), labels))
                 optimizers[key].step()
-        model.load_state_dict(mean_of(twins, SIZES))
+        model.load_state_dict(mean_of(twins, used))
     assert_close(case.weights(), model.state_dict())
 
 
@@ -251,11 +265,18 @@ class ByHand:
             self.optimizers[key].step()
 
     def train(self, *, shared: bool) -> None:
+        batches = self.case.batches()
+        weights = {
+            key: sum(
+                normalizer(self.case.loss_fn, batch[key][1]) for batch in batches if key in batch
+            )
+            for key in SIZES
+        }
         for _ in range(self.case.num_rounds):
-            for batch in self.case.batches():
+            for batch in batches:
                 self.step(batch)
             if shared:
-                self.split.client.load_state_dict(mean_of(self.clients, SIZES))
+                self.split.client.load_state_dict(mean_of(self.clients, weights))
                 self.start()
 
 
@@ -323,7 +344,7 @@ def test_one_client_after_the_other_is_one_update_each() -> None:
                 server_optimizer.zero_grad()
                 optimizers[key].zero_grad()
                 loss = case.loss_fn(split.server(clients[key](inputs)), labels)
-                loss.backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(loss)
                 server_optimizer.step()
                 optimizers[key].step()
         split.client.load_state_dict(mean_of(clients, SIZES))
@@ -364,9 +385,8 @@ class InNewProcesses:
 @pytest.mark.parametrize("encoding", ["raw", "int8"])
 @pytest.mark.parametrize("sync", ["round", "none"])
 def test_messages_give_the_same_bits_as_in_process(
-    sync: str, encoding: str, flower_run: None, monkeypatch: pytest.MonkeyPatch
+    sync: str, encoding: str, device_processes: None
 ) -> None:
-    monkeypatch.setattr(split_client_app, "_CLIENTS", ClientCache())
     case = Case(
         model=random_model,
         at="2",
@@ -432,7 +452,8 @@ def test_a_round_is_the_mean_of_what_clients_train_however_examples_are_shared(
         optimizer = sgd(models[key].parameters())
         torch.autograd.backward(loss_fn(models[key](inputs), labels))
         optimizer.step()
-    mean = mean_of(models, {key: len(labels) for key, (_, labels) in batch.items()})
+    weights = {key: normalizer(loss_fn, labels) for key, (_, labels) in batch.items()}
+    mean = mean_of(models, weights)
     trained = case.weights()
     for name in ("0.weight", "0.bias"):
         torch.testing.assert_close(trained[name], mean[name], rtol=1e-10, atol=1e-12)

@@ -12,19 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flower_psl import FixedLocalSampler, ProportionalLocalSampler, cut
-from flower_psl.client import split_client_app
-from flower_psl.client.client_cache import ClientCache
 from tests.parity.test_client_sync import (
     CLASS_WEIGHTS,
     ONE_STEP,
     OPTIMIZERS,
+    CarryFn,
     Case,
     InNewProcesses,
     assert_close,
     differs,
+    mean_of,
     plain_model,
 )
 
+CARRIES: dict[str, CarryFn] = {"in-process": Case.carry, "messages": InNewProcesses}
 RELAY: list[Mapping[int, int]] = [{0: 3}, {0: 2}, {1: 4}, {1: 2}, {2: 5}]
 
 
@@ -39,9 +40,8 @@ def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("update", ["global-batch", "per-client-average"])
 def test_splitfed_with_one_local_step_is_gpsl_over_messages_too(
-    update: str, flower_run: None, monkeypatch: pytest.MonkeyPatch
+    update: str, device_processes: None
 ) -> None:
-    monkeypatch.setattr(split_client_app, "_CLIENTS", ClientCache())
     by_step = Case(steps=ONE_STEP).weights()
     by_round = Case(
         steps=ONE_STEP,
@@ -51,36 +51,44 @@ def test_splitfed_with_one_local_step_is_gpsl_over_messages_too(
     assert_close(by_round.weights(), by_step)
 
 
-def test_copies_of_the_server_segment_weigh_as_much_as_their_labels() -> None:
+@pytest.mark.parametrize("update", ["global-batch", "per-client-average"])
+@pytest.mark.parametrize("carry", CARRIES.values(), ids=CARRIES)
+def test_clients_weigh_as_much_as_their_labels(
+    update: str, carry: CarryFn, device_processes: None
+) -> None:
     loss_fn = nn.CrossEntropyLoss(weight=CLASS_WEIGHTS)
-    case = Case(
+    by_step = Case(steps=ONE_STEP, loss_fn=loss_fn).weights()
+    by_round = Case(
         steps=ONE_STEP,
         loss_fn=loss_fn,
-        num_rounds=1,
-        settings={"client_sync": "round", "server_update": "per-client-average"},
+        settings={"client_sync": "round", "server_update": update},
+        carry=carry,
     )
-    by_step = Case(steps=ONE_STEP, loss_fn=loss_fn, num_rounds=1).weights()
-    server = list(cut(plain_model(), at="1").server.state_dict())
-    ours = case.weights()
-    assert_close({name: ours[name] for name in server}, {name: by_step[name] for name in server})
+    assert_close(by_round.weights(), by_step)
 
+
+def test_counts_would_be_the_wrong_weights_where_classes_have_theirs() -> None:
+    loss_fn = nn.CrossEntropyLoss(weight=CLASS_WEIGHTS)
+    case = Case(steps=ONE_STEP, loss_fn=loss_fn, num_rounds=1)
     [batch] = case.batches()
-    by_count = dict.fromkeys(server, torch.zeros(()))
-    total = sum(len(labels) for _, labels in batch.values())
-    for inputs, labels in batch.values():
-        twin = plain_model()
-        torch.autograd.backward(loss_fn(twin(inputs), labels))
-        torch.optim.SGD(twin.parameters(), lr=0.3).step()
-        for name in server:
-            by_count[name] = by_count[name] + twin.state_dict()[name] * (len(labels) / total)
-    assert differs(by_count, {name: by_step[name] for name in server})
+    models: dict[int, nn.Module] = {}
+    for key, (inputs, labels) in batch.items():
+        models[key] = plain_model()
+        torch.autograd.backward(loss_fn(models[key](inputs), labels))
+        case.optimizer_fn(models[key].parameters()).step()
+    by_count = mean_of(models, {key: len(labels) for key, (_, labels) in batch.items()})
+    by_step = case.weights()
+    for segment in (split := cut(plain_model(), at=case.at)).client, split.server:
+        names = list(segment.state_dict())
+        assert differs({n: by_count[n] for n in names}, {n: by_step[n] for n in names})
 
 
+@pytest.mark.parametrize("carry", CARRIES.values(), ids=CARRIES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_relay_with_travelling_optimizer_state_is_centralized_training_in_its_order(
-    optimizer: str,
+    optimizer: str, carry: CarryFn, device_processes: None
 ) -> None:
-    case = Case(steps=RELAY, optimizer_fn=OPTIMIZERS[optimizer])
+    case = Case(steps=RELAY, optimizer_fn=OPTIMIZERS[optimizer], carry=carry)
     central = plain_model()
     its_optimizer = case.optimizer_fn(central.parameters())
     split = cut(plain_model(), at=case.at)

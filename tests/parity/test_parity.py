@@ -290,8 +290,9 @@ class Pinned(Sampler):
         return BatchSchedule.from_steps(steps, num_examples)
 
 
-@pytest.mark.parametrize("over_messages", [False, True], ids=["in-process", "messages"])
-@pytest.mark.parametrize("num_clients", [2, 10])
+@pytest.mark.parametrize(
+    ("num_clients", "over_messages"), [(1, True), (2, False), (2, True), (10, False), (10, True)]
+)
 def test_cutting_the_same_ordered_batches_among_clients_changes_nothing(
     num_clients: int, over_messages: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

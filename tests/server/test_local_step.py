@@ -18,7 +18,7 @@ from flower_psl.server.local_step import LocalStep
 from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.step_plan import StepPlan
 from flower_psl.server.updates import SERVER_UPDATES
-from flower_psl.split import trained_tensors
+from flower_psl.split import LossFn, trained_tensors
 from flower_psl.transport import Answers, InProcessTransport
 from flower_psl.wire import Phase, StepId, StepReply, StepRequest
 
@@ -55,18 +55,21 @@ class Spy(InProcessTransport):
         self.announced.append(dict(steps))
 
 
-def stepper(split: SplitModel, transport: Spy, aggregation: ClientAggregation | None) -> LocalStep:
+def stepper(
+    split: SplitModel,
+    transport: Spy,
+    aggregation: ClientAggregation | None,
+    loss_fn: LossFn = cross_entropy,
+) -> LocalStep:
     learner = Learner(split, sgd, None, total_steps=1, max_grad_norm=None, server_only=True)
     return LocalStep(
         transport=transport,
         nodes={key: key for key in transport.clients},
         learner=learner,
-        loss_fn=cross_entropy,
+        loss_fn=loss_fn,
         seed=11,
         device=torch.device("cpu"),
-        update=SERVER_UPDATES["global-batch"](
-            learner, ServerForward(loss_fn=cross_entropy, seed=11)
-        ),
+        update=SERVER_UPDATES["global-batch"](learner, ServerForward(loss_fn=loss_fn, seed=11)),
         aggregation=aggregation,
     )
 
@@ -124,27 +127,52 @@ def test_a_client_that_keeps_its_segment_gets_weights_once(
     assert all(torch.equal(split.client.state_dict()[name], before[name]) for name in before)
 
 
-def test_examples_are_those_of_the_round(
+class Weighing(ClientMean):
+    """Keeps who weighed how much in which round."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, dict[int, float]]] = []
+
+    def aggregate(
+        self,
+        server_round: int,
+        current: Mapping[str, Tensor],
+        trained: Mapping[int, Mapping[str, Tensor]],
+        weights: Mapping[int, float],
+    ) -> Mapping[str, Tensor]:
+        assert list(trained) == list(weights)
+        self.seen.append((server_round, dict(weights)))
+        return super().aggregate(server_round, current, trained, weights)
+
+
+def test_clients_weigh_as_much_as_their_examples_of_the_round(
     split: SplitModel, clients: dict[int, SplitClient]
 ) -> None:
-    counted = []
-
-    class Counting(ClientMean):
-        def aggregate(
-            self,
-            server_round: int,
-            current: Mapping[str, Tensor],
-            trained: Mapping[int, Mapping[str, Tensor]],
-            num_examples: Mapping[int, int],
-        ) -> Mapping[str, Tensor]:
-            counted.append((server_round, list(trained), dict(num_examples)))
-            return super().aggregate(server_round, current, trained, num_examples)
-
-    step = stepper(split, Spy(clients), Counting())
+    step = stepper(split, Spy(clients), weighing := Weighing())
     step.run(FIRST, one_second, SECOND)
     step.run(SECOND, one_second)
     step.run(LATER, one_second)
-    assert counted == [(1, [2, 5, 9], {2: 5, 5: 1, 9: 4}), (2, [5, 9], {5: 2, 9: 2})]
+    assert weighing.seen == [(1, {2: 5, 5: 1, 9: 4}), (2, {5: 2, 9: 2})]
+
+
+def test_a_client_whose_labels_were_all_ignored_has_no_part_in_the_mean(
+    split: SplitModel, clients: dict[int, SplitClient]
+) -> None:
+    ignoring = nn.CrossEntropyLoss(ignore_index=-1)
+    everybody, others = (
+        lambda reply: reply,
+        lambda reply: (
+            replace(reply, labels=torch.full_like(reply.labels, -1))
+            if reply.id.client_key == 5 and reply.labels is not None
+            else reply
+        ),
+    )
+    seen = []
+    for lie in (everybody, others):
+        step = stepper(split, spy := Spy(clients, lie), weighing := Weighing(), ignoring)
+        step.run(FIRST, one_second)
+        seen.append((weighing.seen, list(spy.exchanges[-1])))
+    assert seen == [([(1, {2: 3, 5: 1})], [2, 5]), ([(1, {2: 3})], [2])]
 
 
 def test_the_record_counts_the_end_of_the_round_too(

@@ -45,18 +45,19 @@ class GlobalBatch:
         learner.start_step()
         passed = self._forward.run(learner.model.server, plan, activations, every_label)
         whole = loss_normalizer(loss_fn, every_label)
-        masses = [loss_normalizer(loss_fn, part) for part in labels]
+        normalizers = [loss_normalizer(loss_fn, part) for part in labels]
         if plan.step == 1:
-            self._check_additive(plan, passed, labels, [mass / whole for mass in masses])
+            self._check_additive(plan, passed, labels, [part / whole for part in normalizers])
         cut_gradients = passed.backward()
         learner.update([], [])
         return ServerTurn(
             loss=float(passed.loss.detach()),
             cut_gradients=[
                 # Where every label is ignored there is no loss, and the gradient is zero.
-                gradient * (whole / mass) if mass else gradient
-                for gradient, mass in zip(cut_gradients, masses, strict=True)
+                gradient * (whole / part) if part else gradient
+                for gradient, part in zip(cut_gradients, normalizers, strict=True)
             ],
+            normalizers=normalizers,
         )
 
     def end_round(self) -> None:

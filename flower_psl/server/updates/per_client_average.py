@@ -36,7 +36,7 @@ class PerClientAverage:
         self._learner = learner
         self._forward = forward
         self._copies: dict[int, Learner] = {}
-        self._masses: dict[int, float] = {}
+        self._weights: dict[int, float] = {}
 
     def run(
         self, plan: StepPlan, activations: Sequence[Tensor], labels: Sequence[Tensor]
@@ -44,16 +44,16 @@ class PerClientAverage:
         """Update the copy of each client."""
         loss_fn = self._forward.loss_fn
         gradients = [torch.zeros_like(part) for part in activations]
-        losses: list[tuple[float, float]] = []
+        normalizers = [loss_normalizer(loss_fn, part) for part in labels]
+        losses: dict[int, float] = {}
         failures: dict[int, PslError] = {}
         keys = list(plan.batch_sizes)
         for place, key in enumerate(keys):
-            mass = loss_normalizer(loss_fn, labels[place])
-            if not mass:
+            if not normalizers[place]:
                 continue  # every label is ignored: there is no loss
             learner = self._copies.get(key) or self._learner.server_copy()
             try:
-                gradients[place], loss = part_update(
+                gradients[place], losses[place] = part_update(
                     self._forward,
                     learner,
                     plan,
@@ -66,10 +66,9 @@ class PerClientAverage:
                 failures |= error.failures
                 continue
             self._copies[key] = learner
-            self._masses[key] = self._masses.get(key, 0.0) + mass
-            losses.append((mass, loss))
+            self._weights[key] = self._weights.get(key, 0.0) + normalizers[place]
         return turn_of_parts(
-            loss_fn, dict(zip(keys, labels, strict=True)), losses, gradients, failures
+            loss_fn, dict(zip(keys, labels, strict=True)), losses, gradients, normalizers, failures
         )
 
     def end_round(self) -> None:
@@ -80,7 +79,7 @@ class PerClientAverage:
             key: segment_tensors(learner.model.server)
             for key, learner in sorted(self._copies.items())
         }
-        mean = weighted_mean(copies, self._masses)
+        mean = weighted_mean(copies, self._weights)
         segment = self._learner.model.server
         # What no copy has changed stays as it is, to the last bit.
         changed = {
@@ -89,14 +88,14 @@ class PerClientAverage:
             if any(not torch.equal(copy[name], tensor) for copy in copies.values())
         }
         load_tensors(segment, {name: mean[name] for name in changed})
-        self._copies, self._masses = {}, {}
+        self._copies, self._weights = {}, {}
 
     def state(self) -> State:
         """Return the copies of this round."""
         # The client segment is the learner's own, and saved with it.
         return {
             "copies": {key: {**copy.state(), "client": {}} for key, copy in self._copies.items()},
-            "masses": self._masses,
+            "weights": self._weights,
         }
 
     def load_state(self, state: State) -> None:
@@ -105,4 +104,4 @@ class PerClientAverage:
         self._copies = {key: self._learner.server_copy() for key in state["copies"]}
         for key, copy in self._copies.items():
             copy.load_state({**state["copies"][key], "client": client})
-        self._masses = {key: float(state["masses"][key]) for key in self._copies}
+        self._weights = {key: float(state["weights"][key]) for key in self._copies}

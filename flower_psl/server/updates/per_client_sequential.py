@@ -41,15 +41,15 @@ class PerClientSequential:
         learner, loss_fn = self._learner, self._forward.loss_fn
         keys = list(plan.batch_sizes)
         gradients = [torch.zeros_like(part) for part in activations]
-        losses: list[tuple[float, float]] = []
+        normalizers = [loss_normalizer(loss_fn, part) for part in labels]
+        losses: dict[int, float] = {}
         failures: dict[int, PslError] = {}
         draws = generator(self._forward.seed, Purpose.SERVER_ORDER, plan.server_round, plan.step)
         for place in draws.permutation(len(keys)):
-            mass = loss_normalizer(loss_fn, labels[place])
-            if not mass:
+            if not normalizers[place]:
                 continue  # every label is ignored: there is no loss
             try:
-                gradients[place], loss = part_update(
+                gradients[place], losses[place] = part_update(
                     self._forward,
                     learner,
                     plan,
@@ -60,10 +60,8 @@ class PerClientSequential:
                 )
             except DiscardedError as error:
                 failures |= error.failures
-                continue
-            losses.append((mass, loss))
         turn = turn_of_parts(
-            loss_fn, dict(zip(keys, labels, strict=True)), losses, gradients, failures
+            loss_fn, dict(zip(keys, labels, strict=True)), losses, gradients, normalizers, failures
         )
         learner.advance_schedule()
         return turn

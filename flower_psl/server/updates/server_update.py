@@ -28,6 +28,8 @@ class ServerTurn(NamedTuple):
         The loss over the global batch.
     cut_gradients : list of Tensor
         For each client, in client order, the gradient of its *own* loss by its activations.
+    normalizers : list of float
+        For each client, in client order, what its own loss is divided by: its weight in a mean.
     failures : dict of int to PslError
         The clients, by key, whose part could not be computed, while others' updates are made:
         nothing was learned from it.
@@ -35,6 +37,7 @@ class ServerTurn(NamedTuple):
 
     loss: float
     cut_gradients: list[Tensor]
+    normalizers: list[float]
     failures: Mapping[int, PslError] = MappingProxyType({})
 
 
@@ -110,8 +113,9 @@ def part_update(
 def turn_of_parts(
     loss_fn: LossFn,
     labels: Mapping[int, Tensor],
-    losses: Sequence[tuple[float, float]],
+    losses: Mapping[int, float],
     cut_gradients: list[Tensor],
+    normalizers: list[float],
     failures: Mapping[int, PslError],
 ) -> ServerTurn:
     """Return a turn in which each client's part was an update of its own.
@@ -122,12 +126,12 @@ def turn_of_parts(
         The loss.
     labels : mapping of int to Tensor
         Labels by client key, in client order.
-    losses : sequence of (float, float)
-        Of each part that was computed, what its loss is divided by, and the loss.
-    cut_gradients : list of Tensor
+    losses : mapping of int to float
+        The loss of each part that was computed, by its place in client order.
+    cut_gradients, normalizers : list
         As for `ServerTurn`.
     failures : mapping of int to PslError
-        Of the parts that were not.
+        Of the parts that were not computed.
 
     Raises
     ------
@@ -138,5 +142,5 @@ def turn_of_parts(
     if not there:
         raise DiscardedError(failures)
     whole = loss_normalizer(loss_fn, torch.cat(there))
-    loss = sum((mass / whole * loss for mass, loss in losses), start=0.0)
-    return ServerTurn(loss, cut_gradients, failures)
+    loss = sum((normalizers[place] / whole * part for place, part in losses.items()), start=0.0)
+    return ServerTurn(loss, cut_gradients, normalizers, failures)
