@@ -10,7 +10,7 @@
 set -euo pipefail
 
 folder=$(realpath -m "${1:?name a new folder for certificate, keys, logs and results}")
-run_config=${2:-num-server-rounds=2}
+run_config=${2:-'num-server-rounds=2 transport="stream"'}
 devices=${DEVICES:-2}
 port=${PORT:-9443}
 app=$(realpath "$(dirname "$0")/../..")
@@ -59,6 +59,6 @@ for ((i = 0; i < devices; i++)); do
 done
 
 flwr run "$app" deployment --stream --run-config "min-available-nodes=$devices" \
-  --run-config 'transport="stream"' --run-config "out=\"$folder\"" --run-config "$run_config"
+  --run-config "out=\"$folder\"" --run-config "$run_config"
 # `flwr run` itself ends with 0 whatever becomes of the run.
 test -f summary.json || { echo "the run failed; see $folder/*.log"; exit 1; }

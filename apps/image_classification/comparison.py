@@ -13,10 +13,9 @@ from .config import AppConfig
 from .data import ImageData
 from .device_needs import device_needs
 from .methods import CUSTOM, Split
-from .phase_checks import BELONGS_TO
+from .phase_checks import without_effect
 from .phases import Phase
 from .run_phases import checked_model, run_phases
-from .settings import settings_of
 
 
 def compared(
@@ -51,11 +50,8 @@ def compared(
 
 def _alone(config: AppConfig, phase: Phase) -> AppConfig:
     """Return the configuration of a run of one phase, without what belongs to others."""
-    settings = settings_of(AppConfig)
     others: dict[str, Any] = {
-        settings[key].name: settings[key].default
-        for key, owners in BELONGS_TO.items()
-        if not phase.parts & set(owners)
+        item.name: item.default for item in without_effect(config, [phase]).values()
     }
     if phase.name != CUSTOM:  # it says itself what the keys of a custom one say
         others |= {field.name: "" for field in fields(Split)}

@@ -1,25 +1,54 @@
 """Which settings go with which methods."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import Field
+from typing import TYPE_CHECKING, Any
 
 from flower_psl import ConfigError
 
 from .flower_strategies import least_devices
-from .phases import ON_DEVICES, Phase, phases_of
+from .phases import KINDS, Phase, phases_of
 from .settings import settings_of
 
 if TYPE_CHECKING:
     from .config import AppConfig
 
-BELONGS_TO: dict[str, tuple[str, ...]] = {
-    "local-batch-size": ("sampler 'fls'", ON_DEVICES),
+_ON_DEVICES = (KINDS["federated"], KINDS["local-only"])
+_OF_SPLIT_LEARNING = (
+    "cut",
+    "quorum",
+    "min-clients",
+    "max-redraws",
+    "max-offences",
+    "max-activation-norm",
+    "max-update-norm",
+    "transport",
+    "stream-address",
+    "stream-advertise",
+    "stream-certificate-file",
+    "stream-key-file",
+    "stream-root-certificates-file",
+    "stream-plain-text",
+    "stream-connect-timeout-s",
+    "stream-reconnect-timeout-s",
+    "stream-max-frame-bytes",
+    "activation-encoding",
+    "gradient-encoding",
+    "weight-encoding",
+)
+_BELONGS_TO: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_OF_SPLIT_LEARNING, (KINDS["split"],)),
+    "local-batch-size": ("sampler 'fls'", *_ON_DEVICES),
     "min-client-batch": ("sampler 'gpsl'",),
     "drop-last": ("sampler 'gpsl'",),
     "client-costs": ("sampler 'straggler'",),
     "participation": ("sampler 'straggler'",),
     "concentration": ("sampler 'latent-dirichlet'",),
     "overlap": ("client-sync 'step'",),
-    "local-epochs": (ON_DEVICES,),
+    "state-dir": ("client-sync 'round'", "client-sync 'none'"),
+    "local-epochs": _ON_DEVICES,
+    "fraction-evaluate": (KINDS["split"], KINDS["federated"]),
+    "momentum": ("optimizer 'sgd'",),
     "server-learning-rate": tuple(
         f"strategy {name!r}" for name in ("fedavgm", "fedadam", "fedyogi", "fedadagrad")
     ),
@@ -48,16 +77,25 @@ def check_phases(config: "AppConfig") -> None:
         _check_devices(config, phase)
 
 
+def without_effect(config: "AppConfig", phases: Iterable[Phase]) -> dict[str, Field[Any]]:
+    """Return the settings that change nothing in any of these phases, by their key."""
+    parts, known = _parts(config, phases), settings_of(type(config))
+    return {key: known[key] for key, owners in _BELONGS_TO.items() if not parts & set(owners)}
+
+
+def _parts(config: "AppConfig", phases: Iterable[Phase]) -> set[str]:
+    return {f"optimizer {config.optimizer!r}"}.union(*(phase.parts for phase in phases))
+
+
 def _check_effects(config: "AppConfig", phases: tuple[Phase, ...]) -> None:
-    parts = set().union(*(phase.parts for phase in phases))
-    for key, owners in BELONGS_TO.items():
-        item = settings_of(type(config))[key]
+    for key, item in without_effect(config, phases).items():
         value = getattr(config, item.name)
-        if value != item.default and not parts & set(owners):
-            has = " and ".join(sorted(parts)) or "none of them"
+        if value != item.default:
             raise ConfigError(
-                f"{key} = {value!r} has no effect: it belongs to {' or '.join(owners)}, and this "
-                f"run has {has}; choose what it belongs to, or leave {key} at {item.default!r}."
+                f"{key} = {value!r} has no effect: it belongs to "
+                f"{' or '.join(_BELONGS_TO[key])}, and this run has "
+                f"{', '.join(sorted(_parts(config, phases)))}; choose what it belongs to, or "
+                f"leave {key} at {item.default!r}."
             )
 
 
@@ -107,10 +145,10 @@ def _check_devices(config: "AppConfig", phase: Phase) -> None:
             f"the run, and with method {phase.name!r} each device takes steps of its own; set "
             "learning-rate-schedule = 'constant'."
         )
-    least = least_devices(config, method.strategy)
+    least = least_devices(config, phase.strategy)
     if config.min_available_nodes < least:
         raise ConfigError(
-            f"min-available-nodes = {config.min_available_nodes}, but {phase.name} with "
+            f"min-available-nodes = {config.min_available_nodes}, but {phase.strategy} with "
             f"num-malicious-nodes = {config.num_malicious_nodes} needs {least} nodes, twice the "
             f"malicious ones and 3; set min-available-nodes = {least} or more."
         )

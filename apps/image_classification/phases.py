@@ -5,13 +5,19 @@ from typing import TYPE_CHECKING
 
 from flower_psl import ConfigError
 
-from .methods import CUSTOM, METHODS, Method, Split, name_of
+from .methods import CUSTOM, METHODS, Method, Split, Trained, name_of
 from .settings import check_choice, settings_of
 
 if TYPE_CHECKING:
     from .config import AppConfig
 
-ON_DEVICES = "training on devices"
+KINDS: dict[Trained, str] = {
+    "split": "split learning",
+    "federated": "federated training",
+    "local-only": "local-only training",
+    "centralized": "centralized training",
+}
+"""What each kind of training is called in the words of the configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +45,20 @@ class Phase:
         )
 
     @property
+    def strategy(self) -> str:
+        """The strategy of Flower that it has, a key of `FLOWER_STRATEGIES`; "" if none."""
+        split = self.method.split
+        return self.method.strategy if split is None else split.client_strategy
+
+    @property
     def parts(self) -> set[str]:
         """What of it has settings, in the words of the configuration."""
-        split = self.method.split
-        strategy = self.method.strategy if split is None else split.client_strategy
-        parts = {f"strategy {strategy!r}"} if strategy else set()
-        if split is not None:
-            return {f"sampler {split.sampler!r}", f"client-sync {split.client_sync!r}", *parts}
-        return parts if self.method.trained == "centralized" else {ON_DEVICES, *parts}
+        parts = {KINDS[self.method.trained]}
+        if self.strategy:
+            parts.add(f"strategy {self.strategy!r}")
+        if (split := self.method.split) is not None:
+            parts |= {f"sampler {split.sampler!r}", f"client-sync {split.client_sync!r}"}
+        return parts
 
 
 def phases_of(config: "AppConfig") -> tuple[Phase, ...]:

@@ -23,11 +23,13 @@ def config(phases: str, **others: bool | int | float | str) -> AppConfig:
 
 
 def test_each_is_a_run_of_its_own(fake_grid: "type[FakeGrid]", tmp_path: Path) -> None:
-    both = config("centralized:1, fedavgm:1", out=str(tmp_path), seed=3, server_momentum=0.5)
+    both = config(
+        "centralized:1, fedavgm:1", out=str(tmp_path), seed=3, server_momentum=0.5, momentum=0.8
+    )
     alone, result = next(compared(fake_grid({}), both, load_images(both.data)))
     assert (alone.method, alone.num_server_rounds, alone.seed) == ("centralized", 1, 3)
     # What only the other one has is none of its business.
-    assert (alone.phases, alone.server_momentum) == ("", 0.9)
+    assert (alone.phases, alone.server_momentum, alone.momentum) == ("", 0.9, 0.8)
     assert isinstance(result.arrays, ArrayRecord)
     folder = tmp_path / "centralized"
     assert json.loads((folder / "summary.json").read_text())["method"] == "centralized"

@@ -21,7 +21,7 @@ def test_settings_without_effect_on_the_sampler_are_refused(
 ) -> None:
     text = refusal(AppConfig.from_run_config, {key: value, "sampler": sampler})
     assert f"{key} = {value!r} has no effect: it belongs to sampler {user!r}" in text
-    assert f"this run has client-sync 'step' and sampler {sampler!r}" in text
+    assert f"has client-sync 'step', optimizer 'sgd', sampler {sampler!r}, split learning;" in text
     assert f"leave {key} at" in text
     assert AppConfig.from_run_config({key: value, "sampler": user}).sampler == user
 
@@ -38,6 +38,15 @@ def test_settings_without_effect_on_the_sampler_are_refused(
         ("proximal-mu", 0.5, "fedprox", "fedavg"),
         ("num-malicious-nodes", 1, "krum", "fedmedian"),
         ("trim-share", 0.1, "fedtrimmedavg", "krum"),
+        ("cut", "block2", "sl", "fedavg"),
+        ("transport", "messages", "gpsl", "fedprox"),
+        ("stream-connect-timeout-s", 5.0, "gpsl", "local-only"),
+        ("activation-encoding", "bf16", "splitfed-v2", "centralized"),
+        ("quorum", 0.5, "psl", "fedavgm"),
+        ("max-update-norm", 9.0, "splitfed-v1", "fedavg"),
+        ("state-dir", "/var/lib/psl", "splitfed-v1", "gpsl"),
+        ("fraction-evaluate", 0.5, "fedavg", "centralized"),
+        ("fraction-evaluate", 0.5, "gpsl", "local-only"),
     ],
 )
 def test_settings_without_effect_on_the_method_are_refused(
@@ -51,8 +60,17 @@ def test_settings_without_effect_on_the_method_are_refused(
 
 
 def test_a_setting_may_belong_to_one_phase_of_several() -> None:
-    config = AppConfig.from_run_config({"phases": "fedavg:1, gpsl:1", "min-client-batch": 2})
-    assert config.min_client_batch == 2
+    config = AppConfig.from_run_config(
+        {"phases": "fedavg:1, gpsl:1", "min-client-batch": 2, "transport": "messages"}
+    )
+    assert (config.min_client_batch, config.transport) == (2, "messages")
+
+
+def test_momentum_belongs_to_an_optimizer(refusal: Callable[..., str]) -> None:
+    text = refusal(AppConfig.from_run_config, {"momentum": 0.5, "optimizer": "adamw"})
+    assert "momentum = 0.5 has no effect: it belongs to optimizer 'sgd'" in text
+    assert "optimizer 'adamw'" in text
+    AppConfig.from_run_config({"momentum": 0.5})
 
 
 def test_a_client_strategy_has_the_settings_of_its_kind() -> None:
@@ -83,6 +101,10 @@ def test_a_client_strategy_has_the_settings_of_its_kind() -> None:
         (
             {"method": "krum", "num-malicious-nodes": 2, "min-available-nodes": 6},
             ["min-available-nodes = 6", "num-malicious-nodes = 2 needs 7 nodes"],
+        ),
+        (
+            {"client-sync": "round", "client-strategy": "krum"},
+            ["min-available-nodes = 2", "krum", "needs 3 nodes"],
         ),
     ],
 )
