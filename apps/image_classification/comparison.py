@@ -15,7 +15,7 @@ from .device_needs import device_needs
 from .methods import CUSTOM, Split
 from .phase_checks import without_effect
 from .phases import Phase
-from .run_phases import checked_model, run_phases
+from .run_phases import run_phases
 
 
 def compared(
@@ -34,9 +34,8 @@ def compared(
     Raises
     ------
     PslError
-        If a method could not run, before the first one begins; or if one cannot go on.
+        If a method cannot go on.
     """
-    checked_model(config, images)
     # All of them before the first one begins, since this is where settings are refused.
     runs = [(phase, _alone(config, phase)) for phase in config.parsed_phases]
     for phase, alone in runs:

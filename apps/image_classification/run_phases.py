@@ -16,14 +16,14 @@ from .centralized import train_centralized
 from .config import AppConfig
 from .data import ImageData
 from .evaluation import central_evaluation
-from .federated import check_buffers, train_federated
+from .federated import train_federated
 from .local_only import train_alone
 from .methods import Trained
 from .models import cut_of, initial_model
 from .phase_recorder import PhaseRecorder
 from .phase_run import PhaseRun
 from .phases import Phase, run_name
-from .split_learning import build_strategy, train_split
+from .split_learning import train_split
 
 TRAININGS: dict[Trained, Callable[[PhaseRun], Result]] = {
     "split": train_split,
@@ -44,10 +44,10 @@ def run_phases(grid: Grid, config: AppConfig, images: ImageData) -> Result:
     Raises
     ------
     PslError
-        If a phase could not run, before the first one begins; or if one cannot go on.
+        If a phase cannot go on.
     """
     phases = config.parsed_phases
-    model = checked_model(config, images)
+    model = initial_model(config.model, images.spec, config.seed)
     first = PhaseRun(
         grid=grid,
         config=config,
@@ -65,22 +65,6 @@ def run_phases(grid: Grid, config: AppConfig, images: ImageData) -> Result:
     if len(phases) == 1 and phases[0].method.split is not None:
         return train_split(first)  # which keeps the records of a run by itself
     return _train_all(first, phases)
-
-
-def checked_model(config: AppConfig, images: ImageData) -> nn.Module:
-    """Return the initial model, which every phase of the run can train.
-
-    Raises
-    ------
-    PslError
-        If one of them cannot.
-    """
-    model = initial_model(config.model, images.spec, config.seed)
-    for phase in config.parsed_phases:
-        if phase.method.split is not None:
-            build_strategy(config, model, phase.method.split)
-        check_buffers(model, phase.method.strategy)
-    return model
 
 
 def _train_all(first: PhaseRun, phases: tuple[Phase, ...]) -> Result:

@@ -17,6 +17,7 @@ from .data import load_images
 from .models import check_model_fits
 from .phases import run_name
 from .run_phases import run_phases
+from .start_checks import check_methods
 
 # Flower's logger prints what its children log.
 logger = logging.getLogger("flwr.psl")
@@ -31,7 +32,8 @@ def main(grid: Grid, context: Context) -> None:
     Raises
     ------
     ConfigError
-        If a configuration value breaks its rule, or the data do not fit the configuration.
+        If a configuration value breaks its rule, or the data do not fit the configuration:
+        before the first phase trains, as far as it can be known then.
     CutError
         If the model cannot be cut where the configuration says.
     """
@@ -41,6 +43,7 @@ def main(grid: Grid, context: Context) -> None:
         # but for the steps of one that may be resumed.
         RunRecorder(out).prepare(keep_steps=bool(context.run_config.get("checkpoint-folder")))
     config = AppConfig.from_run_config(context.run_config)
+    check_methods(config)
     if config.torch_num_threads:
         torch.set_num_threads(config.torch_num_threads)
     images = load_images(config.data)

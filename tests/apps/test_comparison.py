@@ -37,15 +37,6 @@ def test_each_is_a_run_of_its_own(fake_grid: "type[FakeGrid]", tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_all_are_checked_before_the_first_one_begins(
-    fake_grid: "type[FakeGrid]", tmp_path: Path
-) -> None:
-    both = config("centralized:1, fedadam:1", model="resnet18-cifar", out=str(tmp_path))
-    with pytest.raises(ConfigError, match="'fedadam' takes steps on all arrays"):
-        next(compared(fake_grid({}), both, load_images(both.data)))
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_what_a_custom_method_is_is_no_other_ones_business(
     fake_grid: "type[FakeGrid]", monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,19 +161,11 @@ def test_devices_evaluate_on_what_they_hold_out(devices: Devices) -> None:
 
 
 @pytest.mark.parametrize("method", ["fedavgm", "fedadam", "fedyogi", "fedadagrad"])
-def test_running_statistics_and_steps_on_all_arrays_do_not_go_together(
-    devices: Devices, method: str
-) -> None:
+def test_running_statistics_and_steps_on_all_arrays_do_not_go_together(method: str) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     with pytest.raises(ConfigError, match=f"method '{method}' .*'1.running_mean'.*; choose a mod"):
         check_buffers(model, method)
     check_buffers(model, "fedavg")
-    with pytest.raises(ConfigError, match="running statistics"):
-        train(
-            devices,
-            {"phases": f"gpsl:1, {method}:1", "model": "resnet18-cifar"}
-            | {"num-server-rounds": 10},
-        )
 
 
 def test_devices_without_data_do_not_count(devices: Devices) -> None:

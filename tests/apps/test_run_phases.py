@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from safetensors.torch import load_file
@@ -15,8 +15,7 @@ from apps.image_classification.config import AppConfig
 from apps.image_classification.data import load_images
 from apps.image_classification.models import initial_model
 from apps.image_classification.run_phases import run_phases
-from apps.image_classification.server_app import main
-from flower_psl import ConfigError, ParallelSplitLearning
+from flower_psl import ParallelSplitLearning
 
 if TYPE_CHECKING:
     from tests.conftest import FakeGrid
@@ -136,44 +135,3 @@ def test_what_stays_on_devices_is_in_no_result(devices: Devices) -> None:
     assert not any(name.startswith("block1") for name in weights(result))
     assert not result.evaluate_metrics_serverapp
     assert list(result.evaluate_metrics_clientapp) == [1]
-
-
-@pytest.mark.parametrize(
-    ("run_config", "reason"),
-    [
-        (
-            {"phases": "fedavg:1, splitfed-v1:1", "learning-rate-schedule": "cosine"},
-            "cosine",
-        ),
-        (
-            {
-                "phases": "gpsl:1, custom:1",
-                "client-sync": "round",
-                "client-strategy": "fedprox",
-            },
-            "contradicts method = 'gpsl'",
-        ),
-        (
-            {"client-sync": "round", "client-strategy": "fedprox"},
-            "client_strategy is a FedProx, which cannot",
-        ),
-        ({"client-strategy": "fedadam"}, "client_strategy is given with client_sync='step'"),
-        ({"server-update": "per-client-average"}, "server_update is 'per-client-average' with"),
-        (
-            {"method": "splitfed-v1", "learning-rate-schedule": "cosine"},
-            "lr_scheduler_fn is given with server_update='per-client-average'",
-        ),
-        (
-            {"client-sync": "round", "client-strategy": "krum"},
-            "min-available-nodes = 2, but krum",
-        ),
-    ],
-)
-def test_wrong_combinations_are_refused_before_any_device_is_asked(
-    run_config: RunConfig, reason: str, devices: Devices
-) -> None:
-    grid = devices({})
-    run_config = {**SMALL, "min-available-nodes": 2, **run_config}
-    with pytest.raises(ConfigError, match=reason):
-        main(grid, Context(1, 0, {}, RecordDict(), run_config))
-    assert grid.pushed == []
