@@ -3,6 +3,7 @@
 import time
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from torch import nn
 
@@ -30,7 +31,7 @@ def train_federated(run: PhaseRun) -> Result:
     """
     config, name = run.config, run.phase.method.strategy
     federation = gather(run)
-    _check_number(config, name, len(federation.num_examples))
+    check_number(config, name, len(federation.num_examples))
     started = time.monotonic()
 
     def evaluate_and_record(server_round: int, arrays: ArrayRecord) -> MetricRecord:
@@ -62,18 +63,23 @@ def train_federated(run: PhaseRun) -> Result:
 
 def gather(run: PhaseRun) -> Federation:
     """Gather the devices of a phase, and start its records."""
-    federation = Federation.gather(
-        run.grid,
-        min_nodes=run.config.min_available_nodes,
-        node_timeout_s=run.config.node_timeout_s,
-        timeout_s=run.config.step_timeout_s,
-    )
+    federation = ask_devices(run.grid, run.config)
     run.start_records(
         num_clients=len(federation.num_examples),
         num_examples=sum(federation.num_examples.values()),
         transport="messages",
     )
     return federation
+
+
+def ask_devices(grid: Grid, config: AppConfig) -> Federation:
+    """Wait for the devices, and ask them how many examples they have."""
+    return Federation.gather(
+        grid,
+        min_nodes=config.min_available_nodes,
+        node_timeout_s=config.node_timeout_s,
+        timeout_s=config.step_timeout_s,
+    )
 
 
 def step_record(server_round: int, exchange: Exchange) -> StepRecord:
@@ -107,7 +113,14 @@ def check_buffers(model: nn.Module, strategy: str) -> None:
         )
 
 
-def _check_number(config: AppConfig, strategy: str, num_devices: int) -> None:
+def check_number(config: AppConfig, strategy: str, num_devices: int) -> None:
+    """Refuse fewer devices with data than a strategy needs.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer.
+    """
     least = least_devices(config, strategy)
     if num_devices < least:
         raise ConfigError(

@@ -17,7 +17,7 @@ from .data import load_images
 from .models import check_model_fits
 from .phases import run_name
 from .run_phases import run_phases
-from .start_checks import check_methods
+from .start_checks import check_devices, check_methods
 
 # Flower's logger prints what its children log.
 logger = logging.getLogger("flwr.psl")
@@ -48,6 +48,7 @@ def main(grid: Grid, context: Context) -> None:
         torch.set_num_threads(config.torch_num_threads)
     images = load_images(config.data)
     check_model_fits(config.model, images.spec)
+    check_devices(grid, config)
     runs = (
         compared(grid, config, images)
         if config.compare
