@@ -35,7 +35,7 @@ class Method:
     Attributes
     ----------
     paper : str
-        Whose method it is.
+        Whose method it is, or that it is nobody's.
     departs : str
         What is not as in the paper.
     split : Split or None
@@ -63,6 +63,13 @@ def _federated(
 _SPLITFED = "arXiv:2004.12088 (Thapa et al., SplitFed)"
 _ADAPTIVE = "arXiv:2003.00295 (Reddi et al.)"
 _ROBUST = "arXiv:1803.01498 (Yin et al.)"
+_NO_PAPER = "no paper, a baseline"
+
+# As the installed sources have it, against algorithm 2 of the paper.
+_AS_FLOWER_HAS_IT = (
+    "all devices train in every round; Flower's second moments begin at 0, the paper's at tau^2 "
+    "or more"
+)
 
 CUSTOM = "custom"
 
@@ -88,8 +95,8 @@ METHODS: dict[str, Method] = {
     ),
     "splitfed-v2": Method(
         paper=_SPLITFED,
-        departs="the clients' order is drawn anew in each step; devices have new optimizers in "
-        "each round",
+        departs="a round is one pass; the clients' order is drawn anew in each step; devices have "
+        "new optimizers in each round; batches as in FLS",
         split=Split(
             sampler="fls",
             client_sync="round",
@@ -103,12 +110,12 @@ METHODS: dict[str, Method] = {
         split=Split(sampler="sl"),
     ),
     "local-only": Method(
-        paper="",
+        paper=_NO_PAPER,
         departs="no model is ever shared; accuracy is the mean over the devices",
         trained="local-only",
     ),
     "centralized": Method(
-        paper="", departs="the server has all training data", trained="centralized"
+        paper=_NO_PAPER, departs="the server has all training data", trained="centralized"
     ),
     "fedavg": _federated("fedavg", "arXiv:1602.05629 (McMahan et al.)"),
     "fedprox": _federated(
@@ -117,9 +124,14 @@ METHODS: dict[str, Method] = {
         "all devices train in every round, and all do the same number of epochs",
     ),
     "fedavgm": _federated("fedavgm", "arXiv:1909.06335 (Hsu et al.)"),
-    "fedadam": _federated("fedadam", _ADAPTIVE),
-    "fedyogi": _federated("fedyogi", _ADAPTIVE),
-    "fedadagrad": _federated("fedadagrad", _ADAPTIVE),
+    "fedadam": _federated(
+        "fedadam",
+        _ADAPTIVE,
+        f"{_AS_FLOWER_HAS_IT}; Flower corrects the bias of both moments, as if one round later, "
+        "and the paper does not",
+    ),
+    "fedyogi": _federated("fedyogi", _ADAPTIVE, _AS_FLOWER_HAS_IT),
+    "fedadagrad": _federated("fedadagrad", _ADAPTIVE, _AS_FLOWER_HAS_IT),
     "fedmedian": _federated(
         "fedmedian", _ROBUST, "the median is that of weights after local epochs, not of gradients"
     ),

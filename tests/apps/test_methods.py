@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_method_says_whose_it_is_and_names_what_exists(name: str) -> None:
     method = METHODS[name]
     assert method.departs
-    assert method.paper or name in ("local-only", "centralized")
+    assert method.paper
     assert (method.split is not None) == (method.trained == "split")
     assert (method.strategy in FLOWER_STRATEGIES) == (method.trained == "federated")
     if method.split is not None:
