@@ -10,7 +10,7 @@ from typing import TypeVar
 from flower_psl.errors import ClientError, ProtocolError, PslError
 from flower_psl.transport.answers import Answers
 from flower_psl.transport.polling import late
-from flower_psl.transport.stream_connection import Arrival, Event, Request
+from flower_psl.transport.stream_connection import Arrival, Event, Garbled, Request
 from flower_psl.transport.stream_server import StreamServer
 from flower_psl.transport.transport import ignore_reply
 from flower_psl.wire import (
@@ -155,7 +155,7 @@ class StreamTransport:
                 continue
             if event is Event.LOST:
                 outcomes[node] = self._loss(where[node])
-            elif isinstance(event, Frame) and event.sequence == sequence:
+            elif isinstance(event, Frame | Garbled) and event.sequence == sequence:
                 outcome = outcomes[node] = _decoded(event, where[node], decode)
                 if not isinstance(outcome, PslError):
                     on_reply(outcome)
@@ -207,12 +207,16 @@ def _packed(node: int, sequence: int, request: StepRequest) -> bytes:
     return frames.pack(Kind.REQUEST, node, sequence, values, tensors)
 
 
-def _decoded(frame: Frame, where: str, decode: Callable[[Frame], T | PslError]) -> T | PslError:
+def _decoded(
+    answer: Frame | Garbled, where: str, decode: Callable[[Frame], T | PslError]
+) -> T | PslError:
     """Return a node's answer, or what is wrong with it."""
-    if frame.kind is Kind.ERROR:
-        return ClientError(f"{where}: the client raised {frame.values.get('reason')}")
     try:
-        return decode(frame)
+        if isinstance(answer, Garbled):
+            raise answer.error
+        if answer.kind is Kind.ERROR:
+            return ClientError(f"{where}: the client raised {answer.values.get('reason')}")
+        return decode(answer)
     except ProtocolError as error:
         failure = ProtocolError(f"{where}: {error}")
         failure.__cause__ = error

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
+from flower_psl.errors import ProtocolError
 from flower_psl.wire.frames import Frame
 
 # Frames that are to go at the same time are sent as one message while they are this short:
@@ -33,11 +34,18 @@ class Event(Enum):
     CAUGHT_UP = "it answered the last of what nobody waits for any more"
 
 
+class Garbled(NamedTuple):
+    """What came in place of an answer, and cannot be read."""
+
+    sequence: int
+    error: ProtocolError
+
+
 class Arrival(NamedTuple):
     """An answer to the outstanding request of a node, or something else that happened to it."""
 
     node: int
-    event: Frame | Event
+    event: Frame | Garbled | Event
 
 
 @dataclass(eq=False)

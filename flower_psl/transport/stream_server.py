@@ -17,7 +17,14 @@ from typing import Any
 import grpc
 
 from flower_psl.errors import ConfigError, ProtocolError
-from flower_psl.transport.stream_connection import Arrival, Connection, Event, Node, Request
+from flower_psl.transport.stream_connection import (
+    Arrival,
+    Connection,
+    Event,
+    Garbled,
+    Node,
+    Request,
+)
 from flower_psl.transport.stream_settings import StreamSettings
 from flower_psl.transport.stream_ticket import (
     HELLO,
@@ -197,8 +204,9 @@ class StreamServer:
             self._refuse(connection, "long first frame")
         try:
             frame = frames.unpack(data)
-        except ProtocolError:
+        except ProtocolError as error:
             self._refuse(connection, "malformed frame")
+            self._give_garbled(connection, error)
             return
         if frame.kind is Kind.HELLO:
             self._connect(connection, frame)
@@ -217,6 +225,19 @@ class StreamServer:
                 self.arrivals.put(Arrival(frame.node, Event.CAUGHT_UP))
         else:
             self._refuse(connection, "frame for another request")
+
+    def _give_garbled(self, connection: Connection, error: ProtocolError) -> None:
+        """Take bytes that are no frame for the answer of whoever on a connection owes one.
+
+        Only a process that has proved to be these nodes can have sent them. One whose node
+        owes nothing has no effect.
+        """
+        for name in connection.nodes:
+            node = self._nodes[name]
+            if node.outstanding is not None:
+                garbled = Garbled(node.outstanding.sequence, error)
+                node.outstanding = None
+                self.arrivals.put(Arrival(name, garbled))
 
     def _connect(self, connection: Connection, frame: Frame) -> None:
         node = self._nodes.get(frame.node)
