@@ -100,7 +100,8 @@ class ParallelSplitLearning(StartOnlyStrategy):
     evaluate_batch_size : int
         Examples that a client evaluates in one exchange.
     min_available_nodes : int
-        Nodes to wait for before the run begins.
+        Nodes to wait for before the run begins. So many must then describe themselves, and
+        connect with ``transport="stream"``; the run goes on without the others.
     node_timeout_s : float
         Bound on that wait, in seconds.
     failures : FailurePolicy

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -39,6 +40,9 @@ _PAUSE_S = 30.0
 # Each node that is let in later takes one of the connections that the server has to spare;
 # these are half of them.
 _MOST_NEW = 128
+
+# Nodes that a log line names.
+_MOST_NAMED = 3
 
 _ANSWER = "psl-session"
 _LEFT_TO_OTHERS = "left-to-others"
@@ -104,8 +108,8 @@ class FlowerSessions:
         self._asked: dict[str, int] = {}
         self._failures: dict[int, str] = {}
 
-    def open(self, stream: StreamTransport, timeout_s: float) -> str:
-        """Let all nodes connect.
+    def open(self, stream: StreamTransport, timeout_s: float, enough: int | None = None) -> str:
+        """Let nodes connect; if enough did, say once which did not.
 
         Parameters
         ----------
@@ -113,24 +117,27 @@ class FlowerSessions:
             What they connect to.
         timeout_s : float
             Bound on the wait for the next node, in seconds.
+        enough : int, optional
+            How many must connect; all of them unless given.
 
         Returns
         -------
         str
-            Why a node did not connect; empty if all did.
+            Why nodes did not connect, if too few did; empty if enough did.
         """
         missing = set(self._tickets)
+        may_miss = 0 if enough is None else len(missing) - enough
+        silent: set[int] = set()
         last_came = time.monotonic()
         delays = poll_delays()
-        while missing:
-            self._look()
-            if self._failures:
-                node, reason = next(iter(self._failures.items()))
-                return f"node {node} opened no stream: {reason}."
+        while awaited := missing - self._failures.keys():
+            if len(missing - awaited) > may_miss:
+                break
             waited_s = time.monotonic() - last_came
             if waited_s >= timeout_s:
-                return _nobody_came(missing, len(self._tickets), timeout_s)
-            on_their_way = len(missing) - len(self._to_ask)
+                silent = awaited
+                break
+            on_their_way = len(awaited) - len(self._to_ask)
             self._ask(_MOST_ON_THEIR_WAY - on_their_way, insist=waited_s >= _PATIENCE_S)
             if stream.await_node(next(delays)):
                 while stream.await_node(0.0):
@@ -140,6 +147,16 @@ class FlowerSessions:
                     missing -= came
                     last_came = time.monotonic()
                     delays = poll_delays()
+            self._look()
+        failed = {node: self._failures[node] for node in sorted(missing & self._failures.keys())}
+        num_nodes = len(self._tickets)
+        problem = " ".join([*_failed(failed), *_silent(silent, num_nodes, timeout_s)])
+        if len(missing) > may_miss:
+            return problem
+        # Who is missing is asked again like a lost node.
+        self._to_ask.clear()
+        if problem:
+            _LOG.warning("%s The run goes on with the others.", problem)
         return ""
 
     def call_back(self, absent: Collection[int]) -> None:
@@ -253,10 +270,24 @@ def _values(ticket: Ticket, insist: bool) -> dict[str, int | float | str]:
     return replace(ticket, num_nodes=0 if insist else ticket.num_nodes).to_values()
 
 
-def _nobody_came(missing: set[int], num_nodes: int, timeout_s: float) -> str:
-    named = ", ".join(str(node) for node in sorted(missing)[:3])
-    return (
-        f"{len(missing)} of {num_nodes} nodes opened no stream ({named}"
-        f"{', ...' if len(missing) > 3 else ''}), and for {timeout_s:g} s none has; they must be "
-        "able to reach the server. Set the stream's address, or advertise the one they see."
-    )
+def _failed(reasons: Mapping[int, str]) -> list[str]:
+    """Return, as sentences, why nodes opened no stream that say so."""
+    told = [
+        f"node {node} opened no stream: {reason}."
+        for node, reason in islice(reasons.items(), _MOST_NAMED)
+    ]
+    more = len(reasons) - len(told)
+    return [*told, f"{more} more opened none for such reasons."] if more else told
+
+
+def _silent(nodes: set[int], num_nodes: int, timeout_s: float) -> list[str]:
+    """Return, as sentences, that nodes opened no stream and do not say why."""
+    if not nodes:
+        return []
+    named = ", ".join(str(node) for node in sorted(nodes)[:_MOST_NAMED])
+    return [
+        f"{len(nodes)} of {num_nodes} nodes opened no stream ({named}"
+        f"{', ...' if len(nodes) > _MOST_NAMED else ''}), and for {timeout_s:g} s none has; they "
+        "must be able to reach the server. Set the stream's address, or advertise the one they "
+        "see."
+    ]

@@ -44,7 +44,8 @@ def open_transport(
     grid : Grid
         The grid of a running ServerApp.
     name : {"auto", "stream", "messages"}
-        ``"auto"`` tries the stream, and says why if it goes on with messages.
+        ``"stream"`` goes on with `min_nodes` that connect; ``"auto"`` wants all that are there,
+        and says why if it goes on with messages.
     settings : StreamSettings
         Where to listen for live connections, and how long to wait for them.
     min_nodes : int
@@ -55,7 +56,7 @@ def open_transport(
     Raises
     ------
     WaitError
-        If too few nodes come, or, with ``"stream"``, one does not connect.
+        If too few nodes come, or, with ``"stream"``, connect.
     ConfigError
         If the settings' files or address cannot be used.
     """
@@ -73,7 +74,8 @@ def open_transport(
     stream = StreamTransport(server, settings.reconnect_timeout_s)
     opened = False
     try:
-        problem = sessions.open(stream, settings.connect_timeout_s)
+        enough = min_nodes if name == "stream" else None
+        problem = sessions.open(stream, settings.connect_timeout_s, enough)
         if opened := not problem:
             with SessionKeeper(server, sessions):
                 yield stream

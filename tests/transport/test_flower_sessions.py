@@ -182,6 +182,48 @@ def failing(message: Message) -> Message:
     return Message(Error(code=2, reason="the process is gone"), reply_to=message)
 
 
+def test_enough_are_enough_and_who_is_missing_is_said_with_what_is_known(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime", caplog: pytest.LogCaptureFixture
+) -> None:
+    answers: dict[int, Answer] = dict.fromkeys(range(1, 8), failing)
+    grid = fake_grid({**answers, 8: silent, 9: silent, 10: silent})
+    stream = FakeStream(clock, [[], [9], [10]])
+    assert FlowerSessions(grid, tickets(range(1, 11))).open(stream, TIMEOUT_S, enough=2) == ""
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said == (
+        "node 1 opened no stream: the process is gone. node 2 opened no stream: the process is "
+        "gone. node 3 opened no stream: the process is gone. 4 more opened none for such "
+        "reasons. 1 of 10 nodes opened no stream (8), and for 60 s none has; they must be able "
+        "to reach the server. Set the stream's address, or advertise the one they see. The run "
+        "goes on with the others."
+    )
+
+
+def test_a_node_whose_turn_did_not_come_is_asked_once_when_the_run_goes_on(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flower_sessions, "_MOST_ON_THEIR_WAY", 1)
+    grid = fake_grid(dict.fromkeys([1, 2, 3], silent))
+    sessions = FlowerSessions(grid, tickets([1, 2, 3]))
+    assert sessions.open(FakeStream(clock, [[1]]), TIMEOUT_S, enough=1) == ""
+    sessions.call_back([2, 3])
+    assert [message.metadata.dst_node_id for message in grid.pushed] == [1, 2, 3]
+
+
+def test_nobody_is_waited_for_when_too_many_have_failed(
+    fake_grid: "type[FakeGrid]", clock: "FakeTime"
+) -> None:
+    started_s = clock.now_s
+    grid = fake_grid({1: silent, 2: failing, 3: failing})
+    sessions = FlowerSessions(grid, tickets([1, 2, 3]))
+    problem = sessions.open(FakeStream(clock, []), TIMEOUT_S, enough=2)
+    assert problem == (
+        "node 2 opened no stream: the process is gone. node 3 opened no stream: the process is "
+        "gone."
+    )
+    assert clock.now_s - started_s < 1
+
+
 def test_what_a_node_says_of_its_failure_cannot_change_a_log(
     fake_grid: "type[FakeGrid]", clock: "FakeTime"
 ) -> None:

@@ -76,8 +76,10 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[StreamServer]]:
 
 
 def opened(grid: "FakeGrid", name: Any, **settings: Any) -> AbstractContextManager[Transport]:
+    """Open a transport that needs all nodes, or `min_nodes`."""
+    min_nodes = settings.pop("min_nodes", len(grid.nodes))
     return open_transport(
-        grid, name, StreamSettings(**settings), min_nodes=len(grid.nodes), node_timeout_s=5
+        grid, name, StreamSettings(**settings), min_nodes=min_nodes, node_timeout_s=5
     )
 
 
@@ -292,7 +294,7 @@ def test_auto_goes_on_with_messages_and_says_why_once(
     node = handler(1)
     caplog.set_level(logging.WARNING)
     grid = fake_grid({1: node, 9: answer})
-    with opened(grid, "auto", connect_timeout_s=0.3) as transport:
+    with opened(grid, "auto", connect_timeout_s=0.3, min_nodes=1) as transport:
         assert transport.name == "messages"
         assert not any(server._thread.is_alive() for server in servers)
         # The node that had connected was told that it is over.
@@ -315,6 +317,31 @@ def test_a_stream_that_cannot_be_opened_is_an_error(
     with pytest.raises(WaitError, match=reason), opened(grid, "stream", connect_timeout_s=0.3):
         pass
     assert len(servers) == 1
+
+
+@pytest.mark.parametrize("problem", list(PROBLEMS))
+def test_a_stream_goes_on_with_as_many_as_it_needs_and_says_once_who_is_missing(
+    fake_grid: "type[FakeGrid]",
+    servers: list[StreamServer],
+    handler: Callable[[int], Handler],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    problem: str,
+) -> None:
+    monkeypatch.setattr("flower_psl.transport.session_keeper._PERIOD_S", 0.02)
+    monkeypatch.setattr("flower_psl.transport.flower_sessions._FORGOTTEN_S", 0.0)
+    answer, reason = PROBLEMS[problem]
+    caplog.set_level(logging.WARNING)
+    grid = fake_grid({1: handler(1), 9: answer})
+    with opened(grid, "stream", connect_timeout_s=0.3, min_nodes=1) as transport:
+        assert isinstance(transport, StreamTransport)
+        assert transport.nodes() == [1]
+        [said] = [r.getMessage() for r in caplog.records if "opened no stream" in r.getMessage()]
+        assert re.fullmatch(reason + r" The run goes on with the others\.", said)
+        grid.nodes[9] = handler(9)  # it is mended, and asked again
+        while transport.nodes() != [1, 9]:
+            assert transport.await_node(20), "it did not come"
+    assert "have not ended" not in caplog.text
 
 
 def test_a_message_that_the_superlink_does_not_take_names_the_node(
