@@ -35,7 +35,7 @@ bench: install ## Seconds a step against the plain PyTorch loop; into runs/bench
 compare: install ## Every method on the same data, in its quick form; into runs/compare.
 	@$(BIN)/python -m simulations compare --quick --out $(CURDIR)/runs/compare
 
-chaos: install ## Kill devices' processes at ten moments of a run; records in runs/chaos.
+chaos: install ## Kill devices and their processes at ten moments of a run; records in runs/chaos.
 	@$(BIN)/python -m simulations chaos --out $(CURDIR)/runs/chaos
 
 soak: install ## Train for an hour and see whether anything grows; records in runs/soak.

@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text, out in (
         ("demo", "Train on digits with ten simulated devices.", Path("runs/demo")),
         ("bench", "Seconds a step against the plain PyTorch loop.", Path("runs/bench.json")),
-        ("chaos", "Kill devices' processes while they train.", Path("runs/chaos")),
+        ("chaos", "Kill devices and their processes while they train.", Path("runs/chaos")),
         ("soak", "Train for an hour and see whether anything grows.", Path("runs/soak")),
     ):
         command = commands.add_parser(name, help=text, description=text)

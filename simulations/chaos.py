@@ -1,9 +1,9 @@
-"""A deployment whose devices' processes are killed while it trains."""
+"""A deployment whose devices, or their processes, are killed while it trains."""
 
 import json
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,10 +29,12 @@ from simulations.verdict import verdict
 APP = Path(__file__).parent / "endurance"
 
 _STEPS_PER_ROUND = 5
-# A killed process is back about 65 seconds later; steps take 0.12 s at least.
+# A killed process is back about 65 seconds later, a device about 90; steps take 0.12 s at least.
 _MOST_AWAY = 3
 _STEPS_OF_A_WAVE = 700
-_STEPS_AT_THE_END = 300
+_STEPS_AT_THE_END = 500
+# How often ended SuperNodes are started again.
+_REVIVAL_S = 2.0
 _PACE_S = 0.06
 _TIMEOUT_S = 3600.0
 
@@ -50,7 +52,7 @@ class ChaosSettings:
     out : Path
         Folder of the run's records.
     moments : int
-        How many processes are killed.
+        How often a process, or all of a device's, are killed.
     seed : int
         Of the training, and of who is killed and when.
     step_timeout_s : float
@@ -91,12 +93,13 @@ class ChaosResult:
 
 
 def chaos(settings: ChaosSettings) -> str:
-    """Kill the processes of devices while they train digits over the stream.
+    """Kill devices, or their processes, while they train digits over the stream.
 
     A SuperLink and four SuperNodes, each with TLS, on this machine. Processes of their
-    ClientApps are killed, by SIGKILL, at moments in mid-step that the seed draws. Each time
-    the run goes on without the device, and takes it back when Flower has started its process
-    again. The same training without failures is made in this process.
+    ClientApps are killed, by SIGKILL, at moments in mid-step that the seed draws, and every
+    third time the SuperNode too, which is then started again. Each time the run goes on
+    without the device, and takes it back when Flower has started its process again. The same
+    training without failures is made in this process.
 
     Raises
     ------
@@ -109,6 +112,7 @@ def chaos(settings: ChaosSettings) -> str:
     rows = [
         {
             "kill": number,
+            "of": "device" if each.kill.whole_device else "process",
             "client": each.kill.client_key,
             "into its step": each.kill.into_step,
             "seconds until the run went on": each.gap_s,
@@ -161,16 +165,24 @@ def run_chaos(settings: ChaosSettings) -> ChaosResult:
         "pace-s": _PACE_S,
         "seed": settings.seed,
     }
-    with FlowerDeployment(APP, NUM_CLIENTS) as deployment, ThreadPoolExecutor(1) as pool:
+    with FlowerDeployment(APP, NUM_CLIENTS) as deployment, ThreadPoolExecutor(2) as pool:
 
         def process_of(key: int) -> int | None:
             found = processes(deployment.process_of(f"supernode-{key}"), "flwr-clientapp")
             return found[-1] if found else None
 
-        killer = Killer(log, process_of, settings.seed, _MOST_AWAY)
+        killer = Killer(
+            log,
+            process_of,
+            deployment.kill_supernode,
+            seed=settings.seed,
+            most_away=_MOST_AWAY,
+        )
         running = pool.submit(deployment.run, config, timeout_s=_TIMEOUT_S, quiet=True)
+        reviving = pool.submit(_revive, deployment, running)
         killer.kill(settings.moments, NUM_CLIENTS, running.done)
         status, text = running.result()
+        reviving.result()
     log.close()
     if status != "finished:completed" or len(killer.kills) < settings.moments:
         raise RuntimeError(f"after {len(killer.kills)} kills the run ended as {status}:\n{text}")
@@ -181,6 +193,12 @@ def run_chaos(settings: ChaosSettings) -> ChaosResult:
         accuracy=summary["final_accuracy"],
         undisturbed_accuracy=_undisturbed(settings),
     )
+
+
+def _revive(deployment: FlowerDeployment, running: Future[tuple[str, str]]) -> None:
+    """Start killed devices again, as long as the run goes on."""
+    while wait([running], timeout=_REVIVAL_S).not_done:
+        deployment.revive_supernodes()
 
 
 def _undisturbed(settings: ChaosSettings) -> float:

@@ -1,5 +1,7 @@
 """A Flower deployment of one's own, on this machine: SuperLink and SuperNodes, with TLS."""
 
+import os
+import signal
 import socket
 from pathlib import Path
 
@@ -26,11 +28,12 @@ class FlowerDeployment(FlowerFederation):
     def __init__(self, app: Path, num_supernodes: int) -> None:
         super().__init__(app)
         self._num_supernodes = num_supernodes
+        self._port = 0
 
     def start(self) -> None:
         """Make the keys, start the SuperLink, register and start the SuperNodes."""
         self._make_certificate()
-        port = free_port()
+        port = self._port = free_port()
         (self.home / "config.toml").write_text(
             f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
             f'address = "127.0.0.1:{port}"\nroot-certificates = "{self.home}/server.crt"\n'
@@ -46,13 +49,34 @@ class FlowerDeployment(FlowerFederation):
             key = f"node-{node}"
             self._command("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", key)
             self._command("flwr", "supernode", "register", f"{key}.pub", CONNECTION)
-            config = {"partition-id": node, "num-partitions": self._num_supernodes}
-            self._start_process(
-                f"supernode-{node}",
-                *("flower-supernode", "--superlink", f"127.0.0.1:{port}"),
-                *("--root-certificates", "server.crt", "--auth-supernode-private-key", key),
-                *("--port", str(free_port()), "--node-config", toml_pairs(config)),
-            )
+            self._start_supernode(node)
+
+    def kill_supernode(self, node: int) -> None:
+        """Kill a SuperNode and all that it has started, as if its device had lost its power."""
+        process = self._processes[f"supernode-{node}"]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def revive_supernodes(self) -> None:
+        """Start the SuperNodes again that have ended, each with the key that it had.
+
+        To be called again and again, as a service manager looks after its services: for up to
+        a minute, in which the SuperLink has not noticed yet that a SuperNode was killed, it
+        refuses the new one, which then ends.
+        """
+        for node in range(self._num_supernodes):
+            if self._processes[f"supernode-{node}"].poll() is not None:
+                self._start_supernode(node)
+
+    def _start_supernode(self, node: int) -> None:
+        config = {"partition-id": node, "num-partitions": self._num_supernodes}
+        self._start_process(
+            f"supernode-{node}",
+            *("flower-supernode", "--superlink", f"127.0.0.1:{self._port}"),
+            *("--root-certificates", "server.crt"),
+            *("--auth-supernode-private-key", f"node-{node}"),
+            *("--port", str(free_port()), "--node-config", toml_pairs(config)),
+        )
 
     def run(
         self, run_config: RunConfig, *, timeout_s: float, quiet: bool = False

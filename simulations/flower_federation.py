@@ -87,7 +87,7 @@ class FlowerFederation(ABC):
 
     def _start_process(self, name: str, *command: str) -> None:
         """Start a process in a session of its own, so that all it starts can be ended."""
-        with (self.home / f"{name}.log").open("wb") as log:
+        with (self.home / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 command,
                 env=self._environment,

@@ -1,4 +1,4 @@
-"""Kills the processes of devices in mid-step, by a seeded script."""
+"""Kills processes of devices, or whole devices, in mid-step, by a seeded script."""
 
 import math
 import os
@@ -14,11 +14,13 @@ from simulations.step_log import StepLog, TakenStep
 _POLL_S = 0.01
 # Steps before each kill.
 _STEPS_BETWEEN = 10
+# Every so many kills it is a device, and not only the process of its ClientApp.
+_DEVICE_EVERY = 3
 
 
 @dataclass(frozen=True)
 class Kill:
-    """A process that was killed.
+    """A kill.
 
     Attributes
     ----------
@@ -28,11 +30,14 @@ class Kill:
         When, in seconds of the system's clock.
     into_step : float
         How much of a usual step's time had passed since the last one was taken.
+    whole_device : bool
+        Whether all processes of the device were killed, and not only that of the ClientApp.
     """
 
     client_key: int
     at: float
     into_step: float
+    whole_device: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,16 @@ class Aftermath:
 
 
 class Killer:
-    """Kills a process of a client that takes part, again and again.
+    """Kills a process of a client that takes part, again and again; every third time its device.
 
     Parameters
     ----------
     log : StepLog
         The run's steps.
     process_of : callable
-        Returns a client's process, if there is one.
+        Returns the process of a client's ClientApp, if there is one.
+    kill_device : callable
+        Kills all processes of a client's device.
     seed : int
         Of the script: who is killed, and when in a step.
     most_away : int
@@ -70,16 +77,23 @@ class Killer:
     """
 
     def __init__(
-        self, log: StepLog, process_of: Callable[[int], int | None], seed: int, most_away: int
+        self,
+        log: StepLog,
+        process_of: Callable[[int], int | None],
+        kill_device: Callable[[int], None],
+        *,
+        seed: int,
+        most_away: int,
     ) -> None:
         self.kills: list[Kill] = []
         self._log = log
         self._process_of = process_of
+        self._kill_device = kill_device
         self._draws = np.random.default_rng(seed)
         self._most_away = most_away
 
     def kill(self, moments: int, num_clients: int, is_over: Callable[[], bool]) -> None:
-        """Kill processes until it has done so at a number of moments, or the run is over.
+        """Kill until it has done so at a number of moments, or the run is over.
 
         Parameters
         ----------
@@ -108,8 +122,12 @@ class Killer:
         if (process := self._process_of(key)) is None:
             return
         time.sleep(into_step * step_s)
-        os.kill(process, signal.SIGKILL)
-        self.kills.append(Kill(key, time.time(), into_step))
+        whole_device = (len(self.kills) + 1) % _DEVICE_EVERY == 0
+        if whole_device:
+            self._kill_device(key)
+        else:
+            os.kill(process, signal.SIGKILL)
+        self.kills.append(Kill(key, time.time(), into_step, whole_device))
 
 
 def aftermath(kill: Kill, steps: Sequence[TakenStep]) -> Aftermath:

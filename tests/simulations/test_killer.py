@@ -35,6 +35,10 @@ def write(folder: Path, count: int, clients: list[int]) -> None:
             file.write(json.dumps(step) + "\n")
 
 
+def not_a_device(key: int) -> None:
+    raise AssertionError(f"the device of client {key} was killed")
+
+
 def test_it_kills_those_who_take_part_and_leaves_enough(
     tmp_path: Path, victims: list[subprocess.Popen[bytes]]
 ) -> None:
@@ -49,7 +53,7 @@ def test_it_kills_those_who_take_part_and_leaves_enough(
         write(tmp_path, 10, here)  # the run goes on without it
         return victims[key].pid
 
-    killer = Killer(log, process_of, seed=1, most_away=2)
+    killer = Killer(log, process_of, not_a_device, seed=1, most_away=2)
     looks = iter(range(100))
     killer.kill(3, 3, lambda: next(looks) > 50)
     assert [kill.client_key for kill in killer.kills] == asked
@@ -64,10 +68,30 @@ def test_it_kills_those_who_take_part_and_leaves_enough(
 def test_a_client_without_a_process_is_not_killed(tmp_path: Path) -> None:
     log = StepLog(tmp_path)
     write(tmp_path, 10, [0])
-    killer = Killer(log, lambda _: None, seed=1, most_away=1)
+    killer = Killer(log, lambda _: None, not_a_device, seed=1, most_away=1)
     looks = iter(range(100))
     killer.kill(1, 1, lambda: next(looks) > 5)
     assert killer.kills == []
+
+
+def test_every_third_kill_is_of_a_device(
+    tmp_path: Path, victims: list[subprocess.Popen[bytes]]
+) -> None:
+    log = StepLog(tmp_path)
+    write(tmp_path, 10, [0])
+    processes = iter([*victims, *victims])
+    devices: list[int] = []
+
+    def process_of(_: int) -> int:
+        write(tmp_path, 10, [0])
+        return next(processes).pid
+
+    killer = Killer(log, process_of, devices.append, seed=1, most_away=1)
+    killer.kill(4, 1, lambda: len(killer.kills) > 3)
+    assert [kill.whole_device for kill in killer.kills] == [False, False, True, False]
+    assert devices == [0]
+    assert [victim.wait(20) for victim in victims[:2]] == [-9, -9]
+    assert victims[2].poll() is None
 
 
 def steps(*clients_at: tuple[float, set[int]]) -> list[TakenStep]:
