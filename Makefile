@@ -5,7 +5,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench chaos soak figures audit clean
+.PHONY: help install demo test check bench chaos restarts soak figures audit clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ compare: install ## Every method on the same data, in its quick form; into runs/
 
 chaos: install ## Kill devices and their processes at ten moments of a run; records in runs/chaos.
 	@$(BIN)/python -m simulations chaos --out $(CURDIR)/runs/chaos
+
+restarts: install ## Kill a deployment's server at twenty moments of a run; records in runs/restarts.
+	@$(BIN)/python -m simulations restarts --out $(CURDIR)/runs/restarts
 
 soak: install ## Train for an hour and see whether anything grows; records in runs/soak.
 	@$(BIN)/python -m simulations soak --out $(CURDIR)/runs/soak

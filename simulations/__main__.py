@@ -23,6 +23,7 @@ from simulations.deviation import DeviationSettings, deviation
 from simulations.one_thread import one_thread
 from simulations.options import OneLineParser, RunSettings, add_options, read_settings
 from simulations.overhead import OverheadSettings, overhead
+from simulations.restarts import RestartSettings, restarts
 from simulations.scale import ScaleSettings, scale
 from simulations.soak import SoakSettings, soak
 from simulations.steps import StepsSettings, steps
@@ -88,6 +89,8 @@ def _deployed(arguments: argparse.Namespace) -> str:
         case "chaos":
             one_thread()
             return chaos(ChaosSettings(out=arguments.out, moments=arguments.moments))
+        case "restarts":
+            return restarts(RestartSettings(out=arguments.out, moments=arguments.moments))
         case "soak":
             return soak(SoakSettings(out=arguments.out, minutes=arguments.minutes))
     return demo(arguments.out)
@@ -104,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         ("demo", "Train on digits with ten simulated devices.", Path("runs/demo")),
         ("bench", "Seconds a step against the plain PyTorch loop.", Path("runs/bench.json")),
         ("chaos", "Kill devices and their processes while they train.", Path("runs/chaos")),
+        ("restarts", "Kill the server while it trains, and resume.", Path("runs/restarts")),
         ("soak", "Train for an hour and see whether anything grows.", Path("runs/soak")),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -112,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--quick", action="store_true", help="fewer rows, sooner")
         elif name == "chaos":
             command.add_argument("--moments", type=int, default=10, help="kills (default: 10)")
+        elif name == "restarts":
+            command.add_argument("--moments", type=int, default=20, help="kills (default: 20)")
         elif name == "soak":
             command.add_argument("--minutes", type=float, default=60.0, help="at least so long")
     for name, experiment in EXPERIMENTS.items():

@@ -64,6 +64,7 @@ def test_a_stopped_run_says_how_to_go_on(
     [
         (["soak", "--minutes", "1"], "minutes is 1.0; it must be 4.0 or more"),
         (["chaos", "--moments", "0"], "moments is 0; it must be 1 or more"),
+        (["restarts", "--moments", "0"], "moments is 0; it must be 1 or more"),
     ],
 )
 def test_a_value_out_of_range_is_refused(
