@@ -79,8 +79,9 @@ class ParallelSplitLearning(StartOnlyStrategy):
         With ``client_sync="round"``: a strategy of ``flwr.serverapp.strategy`` that aggregates
         the client segments' parameters, weighted by the examples that each client used in
         the round, or the sum of their class weights; federated averaging unless given.
-        BatchNorm's running statistics are always averaged. A wrapper for differential privacy protects the client segment's
-        parameters and nothing else: activations and labels still reach the server.
+        BatchNorm's running statistics are always averaged. A wrapper for differential privacy
+        protects the client segment's parameters and nothing else: activations and labels
+        still reach the server.
     server_update : {"global-batch", "per-client-average", "per-client-sequential"}
         How the server segment learns where clients update theirs: from the global batch as
         one; with a copy and an optimizer for each client, averaged at the end of each round

@@ -47,6 +47,9 @@ _STRANGERS_PATIENCE_MS = 5_000
 # Connections beyond these and one a node are closed unheard. Nodes that are admitted when the
 # server listens already take some of them.
 _SPARE_CONNECTIONS = 256
+# Bytes that are no frame change nothing if the answer that is awaited follows so soon. Otherwise
+# they were that answer; only a process that has proved to be the node can have sent them.
+_SECOND_CHANCE_S = 1.0
 _ANSWERS = (Kind.DESCRIPTION, Kind.REPLY, Kind.ERROR)
 
 
@@ -206,7 +209,12 @@ class StreamServer:
             frame = frames.unpack(data)
         except ProtocolError as error:
             self._refuse(connection, "malformed frame")
-            self._give_garbled(connection, error)
+            for name in connection.nodes:
+                if (request := self._nodes[name].outstanding) is not None:
+                    garbled = Garbled(request.sequence, error)
+                    self._loop.call_later(
+                        _SECOND_CHANCE_S, self._take_garbled, connection, name, garbled
+                    )
             return
         if frame.kind is Kind.HELLO:
             self._connect(connection, frame)
@@ -226,18 +234,16 @@ class StreamServer:
         else:
             self._refuse(connection, "frame for another request")
 
-    def _give_garbled(self, connection: Connection, error: ProtocolError) -> None:
-        """Take bytes that are no frame for the answer of whoever on a connection owes one.
-
-        Only a process that has proved to be these nodes can have sent them. One whose node
-        owes nothing has no effect.
-        """
-        for name in connection.nodes:
-            node = self._nodes[name]
-            if node.outstanding is not None:
-                garbled = Garbled(node.outstanding.sequence, error)
-                node.outstanding = None
-                self.arrivals.put(Arrival(name, garbled))
+    def _take_garbled(self, connection: Connection, name: int, garbled: Garbled) -> None:
+        """Take bytes that are no frame for a node's answer, if no other has followed them."""
+        node = self._nodes[name]
+        if (
+            node.connection is connection
+            and node.outstanding is not None
+            and node.outstanding.sequence == garbled.sequence
+        ):
+            node.outstanding = None
+            self.arrivals.put(Arrival(name, garbled))
 
     def _connect(self, connection: Connection, frame: Frame) -> None:
         node = self._nodes.get(frame.node)

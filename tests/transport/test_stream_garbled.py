@@ -44,7 +44,7 @@ GARBLED: dict[str, tuple[Callable[[int], bytes], str]] = {
 def test_bytes_that_are_no_frame_are_an_unusable_answer_of_whoever_owes_one(
     lab: "Lab", make_echo: "type[Echo]", name: str
 ) -> None:
-    """At once, not when the step's time is over; others' answers are awaited as ever."""
+    """Soon, and not when the step's time is over; others' answers are awaited as ever."""
     make_bytes, reason = GARBLED[name]
     lab.serve({1: make_echo(1)})
     stream = lab.raw_node(2)

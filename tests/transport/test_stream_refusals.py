@@ -211,6 +211,12 @@ FRAMES: dict[str, tuple[Callable[[int], bytes], str]] = {
         lambda sequence: frames.pack(Kind.GOODBYE, 2, sequence, {}),
         "frame of a kind that nodes do not send",
     ),
+    "of random bytes": (lambda _: np.random.default_rng(1).bytes(500), "malformed frame"),
+    "of no bytes": (lambda _: b"", "malformed frame"),
+    "without its last byte": (
+        lambda sequence: frames.pack(Kind.REPLY, 2, sequence, {})[:-1],
+        "malformed frame",
+    ),
 }
 
 
