@@ -19,14 +19,14 @@ from simulations.verdict import verdict
 
 ROOT = Path(__file__).parent.parent
 
-_NUM_DEVICES = 2
+NUM_DEVICES = 2
 _STEPS_PER_ROUND = 20
 # Each device trains its segment by itself, and saves it at every checkpoint.
 _CONFIG: RunConfig = {
     "client-sync": "round",
     "server-update": "per-client-average",
     "steps-per-round": _STEPS_PER_ROUND,
-    "min-available-nodes": _NUM_DEVICES,
+    "min-available-nodes": NUM_DEVICES,
     "transport": "stream",
     "stream-connect-timeout-s": 240.0,
     # For as long a device waits for a server that was killed, before it serves the next one.
@@ -67,6 +67,11 @@ class RestartSettings:
         """Rounds enough for all kills."""
         return self.moments + 2
 
+    @property
+    def run_config(self) -> RunConfig:
+        """What both runs change in the app's configuration."""
+        return {**_CONFIG, "num-server-rounds": self.num_rounds}
+
 
 def restarts(settings: RestartSettings) -> str:
     """Kill the server of a deployment at random moments, and start its run again each time.
@@ -83,7 +88,8 @@ def restarts(settings: RestartSettings) -> str:
     PslError
         If it does not end in that way.
     """
-    deaths = run_restarts(settings)
+    deaths = run_killed(settings)
+    run_whole(settings)
     rows = [
         {
             "kill": number,
@@ -97,32 +103,31 @@ def restarts(settings: RestartSettings) -> str:
     return verdict(table(rows), restart_problems(deaths, *folders))
 
 
-def run_restarts(settings: RestartSettings) -> list[Death]:
-    """Make the run that is killed and the one that is not, in ``killed`` and ``whole``.
+def run_killed(settings: RestartSettings) -> list[Death]:
+    """Make the run that is killed, with records in ``killed``.
 
     Raises
     ------
     RuntimeError
         As `restarts`.
     """
-    config = {**_CONFIG, "num-server-rounds": settings.num_rounds}
-    whole, killed = (settings.out.resolve() / name for name in ("whole", "killed"))
     # One moment in each of so many stretches of the run, and one stretch without.
     stretch = settings.num_rounds * _STEPS_PER_ROUND / (settings.moments + 1)
     draws = np.random.default_rng(settings.seed)
     runs: list[Future[tuple[str, str]]] = []
     deaths: list[Death] = []
     with (
-        FlowerDeployment(ROOT, _NUM_DEVICES) as deployment,
+        FlowerDeployment(ROOT, NUM_DEVICES) as deployment,
         # Flower takes a minute to end a run whose server is gone; the next one can begin.
         ThreadPoolExecutor(settings.moments + 2) as pool,
     ):
 
         def start(**more: str | int) -> Future[tuple[str, str]]:
-            return pool.submit(deployment.run, config | more, timeout_s=_TIMEOUT_S, quiet=True)
+            config = {**settings.run_config, **more}
+            return pool.submit(deployment.run, config, timeout_s=_TIMEOUT_S, quiet=True)
 
         saving: dict[str, str | int] = {
-            "out": str(killed),
+            "out": str(settings.out.resolve() / "killed"),
             "checkpoint-folder": str(deployment.home / "checkpoints"),
             "checkpoint-every-steps": _EVERY_STEPS,
             "state-dir": str(deployment.home / "devices"),
@@ -135,12 +140,24 @@ def run_restarts(settings: RestartSettings) -> list[Death]:
             delay_s = draws.random() * _LONGEST_DELAY_S if number % _IN_WRITING_EVERY else None
             runs.append(start(**saving))
             deaths.append(killer.kill(runs[-1], at_step, delay_s))
-        if "resumed from" not in (log := _end_of(start(**saving), "completed")):
+        if "resumed from" not in (log := _end_of(start(**saving).result(), "completed")):
             raise RuntimeError(f"the last run began anew:\n{log}")
-        _end_of(start(out=str(whole)), "completed")
         for run in runs:
-            _end_of(run, "failed")
+            _end_of(run.result(), "failed")
     return deaths
+
+
+def run_whole(settings: RestartSettings) -> None:
+    """Make the run that nobody kills, with records in ``whole``.
+
+    Raises
+    ------
+    RuntimeError
+        If it fails.
+    """
+    config = {**settings.run_config, "out": str(settings.out.resolve() / "whole")}
+    with FlowerDeployment(ROOT, NUM_DEVICES) as deployment:
+        _end_of(deployment.run(config, timeout_s=_TIMEOUT_S, quiet=True), "completed")
 
 
 def restart_problems(deaths: Sequence[Death], whole: Path, killed: Path) -> list[str]:
@@ -172,9 +189,9 @@ def _steps(folder: Path) -> list[dict[str, Any]]:
     return [{name: line[name] for name in line if "seconds" not in name} for line in lines]
 
 
-def _end_of(run: Future[tuple[str, str]], how: str) -> str:
+def _end_of(ended: tuple[str, str], how: str) -> str:
     """Return the log of a run, which must have ended in some way."""
-    status, log = run.result()
+    status, log = ended
     if not status.startswith(f"finished:{how}"):
         raise RuntimeError(f"a run ended as {status}, not as {how}:\n{log}")
     return log

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import time
-import tomllib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,21 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, RecordDict
 from safetensors.torch import load_file
 
-from apps.image_classification.client_app import client_fn
-from apps.image_classification.config import AppConfig
-from apps.image_classification.data import load_images
-from apps.image_classification.models import initial_model
-from apps.image_classification.split_learning import build_strategy
-from flower_psl import run_in_process
 from simulations.flower_simulation import FlowerSimulation
 from simulations.processes import processes
+from tests.end_to_end.in_process import ROOT, train_in_process
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 NUM_CLIENTS = 3
 TIMEOUT_S = 300.0
 RunConfig = dict[str, bool | int | float | str]
@@ -50,32 +42,6 @@ def run(simulation: FlowerSimulation, config: RunConfig) -> tuple[str, str]:
     return simulation.run(config, num_supernodes=3, num_actors=1, timeout_s=TIMEOUT_S, quiet=True)
 
 
-def run_in_this_process(out: Path) -> None:
-    """Make the same run without an interruption."""
-    defaults = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    run_config = defaults["config"] | CONFIG | {"out": str(out)}
-    config = AppConfig.from_run_config(run_config)
-    clients = {
-        key: client_fn(
-            Context(
-                run_id=1,
-                node_id=key,
-                node_config={"partition-id": key, "num-partitions": NUM_CLIENTS},
-                state=RecordDict(),
-                run_config=run_config,
-            )
-        )
-        for key in range(NUM_CLIENTS)
-    }
-    model = initial_model(config.model, load_images(config.data).spec, config.seed)
-    run_in_process(
-        build_strategy(config, model),
-        clients,
-        ArrayRecord(model.state_dict()),
-        num_rounds=config.num_server_rounds,
-    )
-
-
 def kill_when(simulation: FlowerSimulation, there: Path, ended: Future[Any]) -> None:
     """Kill the ServerApp's process, and the devices with it, once a file is there."""
     deadline = time.monotonic() + TIMEOUT_S
@@ -95,7 +61,7 @@ def test_a_killed_run_that_is_started_again_ends_with_the_same_bits(
     simulation: FlowerSimulation, tmp_path: Path
 ) -> None:
     whole, saved = tmp_path / "whole", tmp_path / "saved"
-    run_in_this_process(whole)
+    train_in_process(CONFIG | {"out": str(whole)}, NUM_CLIENTS)
     checkpoints = tmp_path / "checkpoints"
     config = CONFIG | {
         "out": str(saved),

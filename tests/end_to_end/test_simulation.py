@@ -1,27 +1,18 @@
 """The app through the real `flwr run`: same bits, and failures that end a run at once."""
 
 import json
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, RecordDict
 from safetensors.torch import load_file
-from torch import Tensor
 
-from apps.image_classification.client_app import client_fn
-from apps.image_classification.config import AppConfig
-from apps.image_classification.data import load_images
-from apps.image_classification.models import initial_model
-from apps.image_classification.split_learning import build_strategy
-from flower_psl import run_in_process
 from simulations.flower_simulation import FlowerSimulation
+from tests.end_to_end.in_process import ROOT, train_in_process
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 NUM_CLIENTS = 5
 TIMEOUT_S = 240.0
 RunConfig = dict[str, bool | int | float | str]
@@ -62,38 +53,12 @@ def run(
     )
 
 
-def in_process(config: RunConfig) -> dict[str, Tensor]:
-    defaults = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    run_config = defaults["config"] | config
-    parsed = AppConfig.from_run_config(run_config)
-    clients = {
-        key: client_fn(
-            Context(
-                run_id=1,
-                node_id=1000 - key,
-                node_config={"partition-id": key, "num-partitions": NUM_CLIENTS},
-                state=RecordDict(),
-                run_config=run_config,
-            )
-        )
-        for key in range(NUM_CLIENTS)
-    }
-    model = initial_model(parsed.model, load_images(parsed.data).spec, parsed.seed)
-    result = run_in_process(
-        build_strategy(parsed, model),
-        clients,
-        ArrayRecord(model.state_dict()),
-        num_rounds=parsed.num_server_rounds,
-    )
-    return dict(result.arrays.to_torch_state_dict())
-
-
 @pytest.mark.parametrize("model", MODELS)
 def test_same_bits_in_process_over_messages_and_over_the_stream(
     model: str, simulation: FlowerSimulation, tmp_path: Path
 ) -> None:
     config = SHORT | MODELS[model]
-    expected = in_process(config)
+    expected = train_in_process(config, NUM_CLIENTS).arrays.to_torch_state_dict()
     runs = [("messages", 2), ("stream", 2)] + [("messages", 1)] * (model == "small-cnn")
     for transport, actors in runs:
         out = tmp_path / f"{transport}-{actors}"
