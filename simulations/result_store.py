@@ -51,7 +51,8 @@ class ResultStore:
     Raises
     ------
     ConfigError
-        If the folder cannot be written to, or holds results with other columns.
+        If the folder cannot be written to, or holds results with other columns, or a file that
+        no run has written. Such a file is left as it is.
     """
 
     def __init__(self, folder: Path, job_type: type[ResultKey]) -> None:
@@ -73,21 +74,29 @@ class ResultStore:
         with self._path.open("a+b") as file:
             file.seek(0)
             text = file.read()
-            whole = text[: text.rfind(b"\n") + 1]
-            file.truncate(len(whole))
-            header, *lines = whole.decode().splitlines() or [self._header()]
-            if header != self._header():
+            header = f"{self._header()}\n".encode()
+            if not (text.startswith(header) or header.startswith(text)):
                 raise ConfigError(
                     f"{self._path} has other columns than this experiment writes "
                     f"({', '.join(self._columns)}); give another --out, or move the file away"
                 )
+            whole = text[: text.rfind(b"\n") + 1]
+            for number, line in enumerate(whole.splitlines()[1:], 2):
+                self._read(number, line)
+            file.truncate(len(whole))
             if not whole:
-                file.write(f"{header}\n".encode())
-        for line in lines:
+                file.write(header)
+
+    def _read(self, number: int, line: bytes) -> None:
+        try:
             record = json.loads(line)
-            self._rows[record["key"]] = [
-                dict(zip(self._columns, row, strict=True)) for row in record["rows"]
-            ]
+            rows = [dict(zip(self._columns, row, strict=True)) for row in record["rows"]]
+            self._rows[str(record["key"])] = rows
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(
+                f"{self._path}, line {number}: {line[:60]!r} is not what a finished job leaves "
+                f"({', '.join(self._columns)}); give another --out, or take the line out"
+            ) from error
 
     def has(self, job: ResultKey) -> bool:
         """Tell whether a job's results are there."""

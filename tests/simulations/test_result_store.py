@@ -73,6 +73,32 @@ def test_other_columns_are_refused(tmp_path: Path) -> None:
         ResultStore(tmp_path, Cube)
 
 
+@pytest.mark.parametrize("there", [b'{"columns": ["a"]}\n{"key"', b"a,b,c", b"\xff\n"])
+def test_a_file_that_is_refused_is_left_as_it_is(tmp_path: Path, there: bytes) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(there)
+    with pytest.raises(ConfigError, match="other columns"):
+        ResultStore(tmp_path, Square)
+    assert path.read_bytes() == there
+
+
+@pytest.mark.parametrize(
+    "line", ["nonsense", "[]", "{}", '{"key": "k", "rows": [[1, 2]]}', '{"key": "k", "rows": 1}']
+)
+def test_a_line_that_no_job_left_is_refused(tmp_path: Path, line: str) -> None:
+    ResultStore(tmp_path, Square)
+    path = tmp_path / "results.jsonl"
+    path.write_text(f"{path.read_text()}{line}\nunfinished")
+    before = path.read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        ResultStore(tmp_path, Square)
+    assert f"{path}, line 2" in str(caught.value)
+    assert repr(line.encode())[1:-1] in str(caught.value)
+    assert "number, place, power" in str(caught.value)
+    assert "give another --out" in str(caught.value)
+    assert path.read_bytes() == before
+
+
 def test_export(tmp_path: Path) -> None:
     store = ResultStore(tmp_path / "new" / "folder", Square)
     jobs = [Square(number=2), Square(number=3)]
