@@ -58,6 +58,8 @@ def scale(settings: ScaleSettings) -> str:
         for method in settings.methods
         for clients in settings.clients
     ]
+    for job in jobs:
+        job.check()
     store = ResultStore(settings.out, ScaleJob)
     rows = run_jobs(jobs, store, workers=settings.workers, fresh_process=True)
 

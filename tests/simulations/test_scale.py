@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from simulations.__main__ import main
 from simulations.result_store import Row
 from simulations.scale import growth_exponent
 
@@ -25,6 +26,27 @@ def test_quick(quick: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     assert set(summary["time_exponents"]) == {"gpsl"}
     lines = (tmp_path / "scale" / "results.jsonl").read_text().splitlines()[1:]
     assert len({json.loads(line)["key"] for line in lines}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--clients", "1000,1"], "batch_size is 128, but all clients together have"),
+        (
+            ["--clients", "1001", "--batch-size", "9999999"],
+            "batch_size is 9999999, but 1001 clients together have",
+        ),
+        (["--methods", "gpsl,straggler:0.01", "--clients", "100"], "participation is 0.01, but"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_before_any_plan(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["scale", "--quick", "--out", str(tmp_path / "out"), *options]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert "choose" in line
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("exponent", [1.0, 2.0])
