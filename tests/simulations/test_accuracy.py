@@ -13,6 +13,7 @@ from simulations.result_store import Row
 def test_quick(quick: Callable[..., dict[str, Any]]) -> None:
     summary = quick("accuracy")
     assert summary["largest_weight_difference"] <= 1e-9
+    assert summary["parity_steps"] == 16  # a round has no more
     found = {row["method"]: row for row in summary["table"]}
     assert list(found) == ["cl", "gpsl", "fpls", "fls"]
     assert found["cl"]["accuracy"] > 90
@@ -47,6 +48,7 @@ def _settings(out: Path, **changes: Any) -> AccuracySettings:
 def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
     whole = accuracy(_settings(tmp_path / "whole"))
+    assert "after 2 steps in float64" in whole
 
     def stop_after_two(job: Any) -> list[Row]:
         done.append(job.seed)
