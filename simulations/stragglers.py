@@ -104,6 +104,7 @@ class StragglerSettings(TrainingSettings):
             "straggler:0.8",
             "straggler:0.6",
             "straggler:0.4",
+            "straggler:0.25",
         ),
         "samplers; see accuracy",
         quick=("gpsl", "balanced", "fls", "quota:0.5", "straggler:0.7", "straggler:0.4"),
@@ -164,7 +165,9 @@ def stragglers(settings: StragglerSettings) -> str:
     found = straggler_table(rows, settings.target)
     save(time_figure(rows), settings.out / "time.png")
     save(trade_off_figure(found), settings.out / "trade-off.png")
-    store.export(jobs, {"target": settings.target, "table": found})
+    models = regimes(settings.cost_file, jobs[0].num_examples())
+    used = {regime: cost.to_json() for regime, cost in models.items()}
+    store.export(jobs, {"target": settings.target, "table": found, "costs": used})
     return (
         f"Simulated seconds of a round, and until {100 * settings.target:g} % test accuracy;\n"
         f"means over those of {settings.seeds} seeds that reached it\n\n{table(found)}"

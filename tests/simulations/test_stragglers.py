@@ -9,7 +9,15 @@ from simulations.__main__ import main
 
 @pytest.mark.slow
 def test_quick(quick: Callable[..., dict[str, Any]]) -> None:
-    found = {(row["regime"], row["method"]): row for row in quick("stragglers")["table"]}
+    summary = quick("stragglers")
+    slow, fast = (
+        {"seconds_per_example": tau, "seconds_per_participation": 0.0} for tau in (0.1, 0.01)
+    )
+    assert summary["costs"]["compute"] == {
+        str(k): slow if k in (4, 9) else fast for k in range(10)
+    }
+    assert set(summary["costs"]) == {"compute", "latency"}
+    found = {(row["regime"], row["method"]): row for row in summary["table"]}
     assert len(found) == 12
     for (regime, method), row in found.items():
         assert row["reached"] == 2
