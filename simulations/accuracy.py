@@ -57,7 +57,9 @@ class AccuracySettings(TrainingSettings):
         check_all("alpha", self.alpha, lambda alpha: 0 < alpha < np.inf, "above 0 and finite")
         check_at_least("max_seeds", self.max_seeds, self.seeds)
         if not self.half_width > 0:
-            raise ConfigError(f"half_width is {self.half_width}; it must be above 0")
+            raise ConfigError(
+                f"half_width is {self.half_width}; it must be above 0: give for instance 1"
+            )
 
     def jobs(self, num_seeds: int) -> list[AccuracyJob]:
         """Return all runs with the first seeds."""

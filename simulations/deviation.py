@@ -109,7 +109,10 @@ class DeviationSettings(RunSettings):
             check_at_least(name, getattr(self, name), 1)
         check_methods(self.methods, self.batch_size[0])
         if not 0 < self.delta < 1:
-            raise ConfigError(f"delta is {self.delta}; a probability must be between 0 and 1")
+            raise ConfigError(
+                f"delta is {self.delta}; a probability must be between 0 and 1, both excluded: "
+                "give for instance 0.05"
+            )
 
 
 def deviation(settings: DeviationSettings) -> str:

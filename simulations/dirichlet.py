@@ -38,7 +38,7 @@ def deal_out(
         If there are more clients than examples, or none, or alpha is not above zero.
     """
     if not alpha > 0:
-        raise ConfigError(f"alpha is {alpha}; the concentration must be above 0")
+        raise ConfigError(f"alpha is {alpha}; the concentration must be above 0: give 0.1, say")
     if not 1 <= num_clients <= len(labels):
         raise ConfigError(
             f"{num_clients} clients cannot share {len(labels)} examples; there must be 1 to "

@@ -51,7 +51,7 @@ def check_at_least(name: str, value: float, least: float) -> None:
         If it is, or is no number at all.
     """
     if not value >= least:
-        raise ConfigError(f"{name} is {value}; it must be {least} or more")
+        raise ConfigError(f"{name} is {value}; it must be {least} or more: give a larger one")
 
 
 def check_one_of(name: str, value: str, choices: Sequence[str]) -> None:
@@ -78,7 +78,7 @@ def check_all(name: str, values: Sequence[Any], holds: Callable[[Any], bool], ru
         raise ConfigError(f"{name} is empty; give one or more, with commas between them")
     for place, value in enumerate(values):
         if not holds(value):
-            raise ConfigError(f"{name} has {value!r}; each must be {rule}")
+            raise ConfigError(f"{name} has {value!r}; each must be {rule}: change that one")
         if value in values[:place]:
             raise ConfigError(f"{name} has {value!r} twice; give each once")
 

@@ -121,9 +121,13 @@ class StragglerSettings(TrainingSettings):
         super().__post_init__()
         check_at_least("clients", self.clients, 1)
         if not 0 < self.alpha < np.inf:
-            raise ConfigError(f"alpha is {self.alpha}; it must be above 0 and finite")
+            raise ConfigError(
+                f"alpha is {self.alpha}; it must be above 0 and finite: give for instance 0.1"
+            )
         if not 0 < self.target <= 1:
-            raise ConfigError(f"target is {self.target}; an accuracy must be in (0, 1]")
+            raise ConfigError(
+                f"target is {self.target}; an accuracy must be in (0, 1]: give for instance 0.9"
+            )
 
 
 def stragglers(settings: StragglerSettings) -> str:

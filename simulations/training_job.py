@@ -102,5 +102,6 @@ class TrainingSettings(RunSettings):
         check_methods(self.methods, self.batch_size)
         if not 0 < self.learning_rate < np.inf:
             raise ConfigError(
-                f"learning_rate is {self.learning_rate}; it must be above 0 and finite"
+                f"learning_rate is {self.learning_rate}; it must be above 0 and finite: "
+                "give for instance 0.05"
             )

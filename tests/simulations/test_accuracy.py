@@ -80,7 +80,7 @@ def test_seeds_are_added_until_the_interval_is_narrow(tmp_path: Path) -> None:
     [
         (["--methods", "gpsl,nope"], ["'nope'", "choose from"]),
         (["--methods", "gpsl,gpsl"], ["gpsl", "each once"]),
-        (["--alpha", "0"], ["alpha has 0.0", "above 0"]),
+        (["--alpha", "0"], ["alpha has 0.0", "above 0", "change that one"]),
         (["--alpha", "nan"], ["alpha has nan", "above 0"]),
         (["--alpha", ""], ["alpha is empty", "give one"]),
         (["--clients", "3,3"], ["3 twice", "give each once"]),

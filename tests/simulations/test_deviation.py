@@ -35,7 +35,7 @@ def test_delta_is_a_probability(
     assert main(["deviation", "--quick", "--delta", delta, "--out", str(tmp_path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert f"delta is {float(delta)}" in line
-    assert "between 0 and 1" in line
+    assert "between 0 and 1, both excluded: give for instance 0.05" in line
 
 
 def test_a_batch_beyond_the_data_is_refused(

@@ -62,9 +62,9 @@ def test_a_stopped_run_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["soak", "--minutes", "1"], "minutes is 1.0; it must be 4.0 or more"),
-        (["chaos", "--moments", "0"], "moments is 0; it must be 1 or more"),
-        (["restarts", "--moments", "0"], "moments is 0; it must be 1 or more"),
+        (["soak", "--minutes", "1"], "minutes is 1.0; it must be 4.0 or more: give a larger one"),
+        (["chaos", "--moments", "0"], "moments is 0; it must be 1 or more: give a larger one"),
+        (["restarts", "--moments", "0"], "moments is 0; it must be 1 or more: give a larger one"),
     ],
 )
 def test_a_value_out_of_range_is_refused(

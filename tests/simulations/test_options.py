@@ -69,7 +69,7 @@ def test_an_error_takes_one_line(
 
 
 def test_checks_quote_value_and_rule() -> None:
-    with pytest.raises(ConfigError, match="seeds is 0; it must be 1 or more"):
+    with pytest.raises(ConfigError, match="seeds is 0; it must be 1 or more: give a larger one"):
         check_at_least("seeds", 0, 1)
     with pytest.raises(ConfigError, match="rate is nan; it must be 0 or more"):
         check_at_least("rate", float("nan"), 0)
@@ -77,7 +77,7 @@ def test_checks_quote_value_and_rule() -> None:
         check_one_of("model", "a", ("b", "c"))
     with pytest.raises(ConfigError, match="sizes is empty; give one or more"):
         check_all("sizes", (), bool, "true")
-    with pytest.raises(ConfigError, match="sizes has 0; each must be above 0"):
+    with pytest.raises(ConfigError, match="sizes has 0; each must be above 0: change that one"):
         check_all("sizes", (1, 0), lambda size: size > 0, "above 0")
     with pytest.raises(ConfigError, match="sizes has 1 twice; give each once"):
         check_all("sizes", (1, 2, 1), lambda size: size > 0, "above 0")

@@ -39,7 +39,7 @@ def test_quick(quick: Callable[..., dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (["--alpha", "-1"], ["alpha is -1.0", "above 0"]),
+        (["--alpha", "-1"], ["alpha is -1.0", "above 0", "give for instance"]),
         (["--target", "1.5"], ["target is 1.5", "(0, 1]"]),
         (["--clients", "0"], ["clients is 0", "1 or more"]),
         (["--cost-file", "nowhere.json"], ["nowhere.json"]),
