@@ -82,6 +82,30 @@ def check_client_strategy(strategy: object, min_available_nodes: int) -> None:
         )
 
 
+def check_clients(strategy: Strategy, num_clients: int) -> None:
+    """Refuse a run in which no round could have as many clients as a strategy wants.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The strategy.
+    num_clients : int
+        Clients that have training data.
+
+    Raises
+    ------
+    ConfigError
+        If it wants more, or adds noise for more.
+    """
+    sampled = [int(getattr(each, "num_sampled_clients", 0)) for each in layers_of(strategy)]
+    if (wanted := max(_min_nodes(strategy), *sampled)) > num_clients:
+        raise ConfigError(
+            f"client_strategy {type(strategy).__name__} wants {wanted} clients in each round, and "
+            f"{num_clients} have training data. Lower its minimum of nodes, num_malicious_nodes "
+            "or num_sampled_clients, or give more clients data."
+        )
+
+
 def check_round(strategy: Strategy, num_trained: int, where: str) -> None:
     """Refuse a round with another number of clients than a strategy was set up for.
 

@@ -19,6 +19,7 @@ from flower_psl.server.checkpoints.run_identity import environment, identity_of
 from flower_psl.server.checkpoints.run_saver import RunSaver
 from flower_psl.server.checkpoints.saving import Saving
 from flower_psl.server.client_aggregation import ClientAggregation
+from flower_psl.server.client_strategy_checks import check_clients
 from flower_psl.server.ledger import Ledger
 from flower_psl.server.make_step import make_step
 from flower_psl.server.participants import Participants, gather
@@ -104,6 +105,9 @@ class TrainingRun:
         store = strategy.checkpoints and CheckpointStore(strategy.checkpoints)
         saved = store and store.newest()
         participants = self._gather(min_nodes, saved or None)
+        if strategy.client_strategy is not None:
+            with_data = [count for count in participants.num_examples.values() if count]
+            check_clients(strategy.client_strategy, len(with_data))
         attendance = Attendance(self._transport, participants, strategy.failures, ledger)
         plan = RoundPlan(
             strategy.sampler, participants.num_examples, ledger, strategy.steps_per_round

@@ -9,8 +9,14 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAvg,
+    Krum,
+    Strategy,
+)
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from flower_psl import (
     ConfigError,
@@ -158,6 +164,40 @@ def test_a_strategy_of_ones_own_aggregates_the_client_segments(
         torch.testing.assert_close(halfway[name], (before[name] + mean[name]) / 2)
     for name in ("2.weight", "2.bias"):
         assert torch.equal(halfway[name], mean[name])
+
+
+@pytest.mark.parametrize(
+    ("client_strategy", "wanted"),
+    [
+        (Krum(), "Krum wants 3 clients"),
+        (
+            DifferentialPrivacyServerSideFixedClipping(FedAvg(), 0.1, 1.0, 4),
+            "DifferentialPrivacyServerSideFixedClipping wants 4 clients",
+        ),
+    ],
+)
+def test_a_strategy_with_too_few_clients_that_have_data_is_refused_before_anyone_trains(
+    make_strategy: Make,
+    clients: dict[int, SplitClient],
+    arrays: ArrayRecord,
+    fake_grid: "type[FakeGrid]",
+    client_strategy: Strategy,
+    wanted: str,
+) -> None:
+    clients[5] = SplitClient(
+        cut(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double(), at="1").client,
+        TensorDataset(torch.zeros(0, 6, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)),
+    )
+    grid = fake_grid({1000 - key: node(client, key) for key, client in clients.items()})
+    strategy = make_strategy(
+        client_sync="round",
+        client_strategy=client_strategy,
+        min_available_nodes=3,
+        transport="messages",
+    )
+    with pytest.raises(ConfigError, match=f"{wanted} in each round, and 2 have .*Lower its min"):
+        strategy.start(grid, arrays)
+    assert {message.metadata.message_type for message in grid.pushed} == {"query.psl_describe"}
 
 
 def test_central_evaluation_of_segments_that_are_apart_is_refused_before_anyone_is_asked(
