@@ -131,8 +131,9 @@ def _check_together(config: "AppConfig", phases: tuple[Phase, ...]) -> None:
                 f"phases = {config.phases!r}: {phase.name!r} leaves no whole model, from which "
                 "the next phase could go on, because devices keep parts of it; make it the last."
             )
-    for field in fields(Split):
-        _check_agrees(config, phases, field.name)
+    if not any(phase.name == CUSTOM for phase in phases):  # whose the settings would be
+        for field in fields(Split):
+            _check_agrees(config, phases, field.name)
 
 
 def _check_comparison(config: "AppConfig", phases: tuple[Phase, ...]) -> None:

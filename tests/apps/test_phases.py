@@ -52,6 +52,16 @@ def test_a_custom_method_is_what_the_keys_say() -> None:
     )
 
 
+@pytest.mark.parametrize("compare", [False, True])
+def test_what_a_custom_phase_is_does_not_contradict_the_other_phases(compare: bool) -> None:
+    run_config: RunConfig = {"client-sync": "none", "fraction-evaluate": 1.0, "compare": compare}
+    config = AppConfig.from_run_config({"phases": "gpsl:2, custom:1", **run_config})
+    assert [phase.method.split for phase in config.parsed_phases] == [
+        METHODS["gpsl"].split,
+        Split(client_sync="none"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("run_config", "name"),
     [
