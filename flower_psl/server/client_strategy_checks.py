@@ -51,8 +51,8 @@ def check_client_strategy(strategy: object, min_available_nodes: int) -> None:
     Raises
     ------
     ConfigError
-        If it is none, needs what devices do not send, trains with a part of the nodes only,
-        or wants more nodes than the run waits for.
+        If it is none, needs what devices do not send or weighs by it, trains with a part of
+        the nodes only, or wants more nodes than the run waits for.
     """
     if not isinstance(strategy, Strategy):
         raise ConfigError(
@@ -72,6 +72,12 @@ def check_client_strategy(strategy: object, min_available_nodes: int) -> None:
         raise ConfigError(
             f"client_strategy has fraction_train={share}; every client that has trained is "
             "aggregated, and the sampler says who trains. Leave fraction_train at 1.0."
+        )
+    key = getattr(innermost, "weighted_by_key", "num-examples")
+    if key != "num-examples":
+        raise ConfigError(
+            f"client_strategy has weighted_by_key={key!r}; what a client weighs in the mean is "
+            "its 'num-examples', and nothing else. Leave weighted_by_key at 'num-examples'."
         )
     wanted = _min_nodes(strategy)
     if wanted > min_available_nodes:

@@ -156,7 +156,8 @@ class _NodesOnly(Grid):
 def _reply(request: Message, tensors: Mapping[str, Tensor], weight: float) -> Message:
     # Copies: strategies change the arrays of replies in place.
     arrays = to_arrays({name: tensor.clone() for name, tensor in tensors.items()})
-    metrics = MetricRecord({"num-examples": weight})
+    # A count is a whole number, as devices send it; a sum of class weights need not be one.
+    metrics = MetricRecord({"num-examples": int(weight) if weight == int(weight) else weight})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=request)
 
 

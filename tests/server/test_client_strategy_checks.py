@@ -42,6 +42,7 @@ from flower_psl.server.client_strategy_checks import check_client_strategy, chec
         (FedXgbBagging(), "a FedXgbBagging, .* trees of XGBoost. Use a strategy that aggregates"),
         (FedXgbCyclic(), "a FedXgbCyclic, .* trees"),
         (FedAvg(fraction_train=0.5), "fraction_train=0.5; every client that has trained is"),
+        (FedAvg(weighted_by_key="tokens"), "weighted_by_key='tokens'; .* at 'num-examples'"),
         (FedAdam(min_train_nodes=3), "wants 3 nodes and the run waits for 2; .* Raise min_avail"),
         (Krum(), "wants 3 nodes and the run waits for 2; .*lower .* num_malicious_nodes"),
         (Krum(num_malicious_nodes=2), "wants 7 nodes and the run waits for 2"),

@@ -154,6 +154,23 @@ def test_a_strategy_that_nobody_has_heard_of_works() -> None:
         torch.testing.assert_close(tensor, (CURRENT[name] + best[name]) / 2)
 
 
+def test_a_strategy_gets_whole_numbers_of_examples() -> None:
+    seen: list[object] = []
+
+    class Counts(Unheard):
+        def aggregate_train(
+            self, server_round: int, replies: Iterable[Message]
+        ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+            kept = list(replies)
+            seen.extend(each.content.metric_records["metrics"]["num-examples"] for each in kept)
+            return super().aggregate_train(server_round, kept)
+
+    weights = {900: 3.0, 20: 5.0, 77: 0.5, 5: 4.0}
+    FlowerAggregation(Counts()).aggregate(1, CURRENT, trained(), weights)
+    assert seen == [3, 5, 0.5, 4]
+    assert [type(weight) for weight in seen] == [int, int, float, int]
+
+
 def ask_without_end(grid: Grid) -> None:
     while len(list(grid.get_node_ids())) < 100:
         pass
