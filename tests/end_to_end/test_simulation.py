@@ -37,6 +37,13 @@ MODELS: dict[str, RunConfig] = {
         "batch-size": 16,
     },
 }
+# How each is carried, and by how many actors: not everything with everything, since most of the
+# time of such a run is Flower's and Ray's.
+RUNS = {
+    "small-cnn": [("messages", 2), ("stream", 2), ("messages", 1)],
+    "resnet18-cifar": [("messages", 2), ("stream", 2)],
+    "efficientnet_b0": [("stream", 2)],
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +66,7 @@ def test_same_bits_in_process_over_messages_and_over_the_stream(
 ) -> None:
     config = SHORT | MODELS[model]
     expected = train_in_process(config, NUM_CLIENTS).arrays.to_torch_state_dict()
-    runs = [("messages", 2), ("stream", 2)] + [("messages", 1)] * (model == "small-cnn")
-    for transport, actors in runs:
+    for transport, actors in RUNS[model]:
         out = tmp_path / f"{transport}-{actors}"
         run_config = config | {"out": str(out), "transport": transport}
         status, log = run(simulation, run_config, actors)
@@ -75,20 +81,13 @@ def test_same_bits_in_process_over_messages_and_over_the_stream(
         assert summary["steps"] == 6
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({"partitioner": "pathological", "num-classes-per-partition": 11}, ["11"]),
-        ({"min-available-nodes": NUM_CLIENTS + 1, "node-timeout-s": 2.0}, ["min_available_nodes"]),
-    ],
-    ids=["a client raises", "nodes that never come"],
-)
 def test_a_failing_run_says_why_and_leaves_no_summary(
-    config: RunConfig, expected: list[str], simulation: FlowerSimulation, tmp_path: Path
+    simulation: FlowerSimulation, tmp_path: Path
 ) -> None:
     (tmp_path / "summary.json").write_text("of an earlier run")
-    status, log = run(simulation, config | {"out": str(tmp_path)})
+    # A device finds it out.
+    wrong: RunConfig = {"partitioner": "pathological", "num-classes-per-partition": 11}
+    status, log = run(simulation, wrong | {"out": str(tmp_path)})
     assert status.startswith("finished:failed"), log
-    for words in expected:
-        assert words in log
+    assert "num-classes-per-partition = 11" in log
     assert not (tmp_path / "summary.json").exists()
