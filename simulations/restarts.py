@@ -176,14 +176,16 @@ def restart_problems(deaths: Sequence[Death], whole: Path, killed: Path) -> list
     expected, found = (folder / "model.safetensors" for folder in (whole, killed))
     if expected.read_bytes() != found.read_bytes():
         problems.append("the final weights are not those without restarts, to the last bit")
-    for number, (step, other) in enumerate(zip_longest(_steps(whole), _steps(killed)), 1):
+    for number, (step, other) in enumerate(
+        zip_longest(timeless_steps(whole), timeless_steps(killed)), 1
+    ):
         if step != other:
             problems.append(f"step {number} of the run is {other}, and without restarts {step}")
             break
     return problems
 
 
-def _steps(folder: Path) -> list[dict[str, Any]]:
+def timeless_steps(folder: Path) -> list[dict[str, Any]]:
     """Return a run's steps, without what a clock measured."""
     lines = map(json.loads, (folder / "steps.jsonl").read_text().splitlines())
     return [{name: line[name] for name in line if "seconds" not in name} for line in lines]

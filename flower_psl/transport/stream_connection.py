@@ -107,6 +107,13 @@ class Node:
         if self.connection is not None:
             self.connection.ask(request)
 
+    def settle(self, sequence: int) -> bool:
+        """Take an answer for that of the outstanding request, if it is, and tell whether."""
+        if self.outstanding is None or self.outstanding.sequence != sequence:
+            return False
+        self.outstanding = None
+        return True
+
     def give_up(self) -> None:
         """Wait no more for what it has not answered."""
         if self.outstanding is not None:

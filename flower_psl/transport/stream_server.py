@@ -224,8 +224,7 @@ class StreamServer:
             self._refuse(connection, "frame of another node")
         elif frame.kind not in _ANSWERS:
             self._refuse(connection, "frame of a kind that nodes do not send")
-        elif node.outstanding is not None and node.outstanding.sequence == frame.sequence:
-            node.outstanding = None
+        elif node.settle(frame.sequence):
             self.arrivals.put(Arrival(frame.node, frame))
         elif frame.sequence in node.given_up:
             node.given_up.remove(frame.sequence)
@@ -237,12 +236,7 @@ class StreamServer:
     def _take_garbled(self, connection: Connection, name: int, garbled: Garbled) -> None:
         """Take bytes that are no frame for a node's answer, if no other has followed them."""
         node = self._nodes[name]
-        if (
-            node.connection is connection
-            and node.outstanding is not None
-            and node.outstanding.sequence == garbled.sequence
-        ):
-            node.outstanding = None
+        if node.connection is connection and node.settle(garbled.sequence):
             self.arrivals.put(Arrival(name, garbled))
 
     def _connect(self, connection: Connection, frame: Frame) -> None:

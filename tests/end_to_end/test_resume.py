@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from simulations.flower_simulation import FlowerSimulation
 from simulations.processes import processes
+from simulations.restarts import timeless_steps
 from tests.end_to_end.in_process import ROOT, train_in_process
 
 pytestmark = pytest.mark.slow
@@ -52,11 +53,6 @@ def kill_when(simulation: FlowerSimulation, there: Path, ended: Future[Any]) -> 
     os.kill(process, signal.SIGKILL)
 
 
-def timeless(path: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{name: line[name] for name in line if "seconds" not in name} for line in lines]
-
-
 def test_a_killed_run_that_is_started_again_ends_with_the_same_bits(
     simulation: FlowerSimulation, tmp_path: Path
 ) -> None:
@@ -83,6 +79,6 @@ def test_a_killed_run_that_is_started_again_ends_with_the_same_bits(
         load_file(whole / "model.safetensors"),
     )
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    assert timeless(saved / "steps.jsonl") == timeless(whole / "steps.jsonl")
+    assert timeless_steps(saved) == timeless_steps(whole)
     summary = json.loads((saved / "summary.json").read_text())
     assert summary["steps"] == 60
