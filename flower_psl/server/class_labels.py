@@ -84,7 +84,11 @@ class ClassLabels:
         def out_of_range(part: Tensor) -> Tensor:
             return ((part < 0) | (part >= num_classes)) & (part != ignored)
 
-        if not bool(out_of_range(torch.cat(parts)).any()):
+        joined = torch.cat(parts)
+        # The usual case, for which two looks suffice.
+        if not joined.numel() or 0 <= int(joined.min()) <= int(joined.max()) < num_classes:
+            return {}
+        if not bool(out_of_range(joined).any()):
             return {}
         values = {key: part[out_of_range(part)] for key, part in labels.items()}
         return {

@@ -71,7 +71,7 @@ def _odd_calls(batches: Mapping[int, ReceivedBatch], layer: str) -> dict[int, Pr
 
 def _odd(kinds: Mapping[int, Hashable]) -> tuple[list[int], int]:
     """Return who differs from most, and one of these most."""
-    if not kinds:
+    if len(set(kinds.values())) < 2:
         return [], -1
     [(usual, _)] = Counter(kinds.values()).most_common(1)
     odd = [key for key, kind in kinds.items() if kind != usual]

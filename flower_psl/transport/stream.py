@@ -3,7 +3,6 @@
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from itertools import count
 from typing import TypeVar
 
@@ -71,13 +70,14 @@ class StreamTransport:
 
     def describe(self, nodes: Iterable[int], timeout_s: float) -> Answers[DescribeReply]:
         """Ask each node for its description."""
-        where = {node: f"node {node}, describing itself" for node in nodes}
         sequence = next(self._sequence)
         requests = {
             node: Request(sequence, frames.pack(Kind.DESCRIBE, node, sequence, {}))
-            for node in where
+            for node in nodes
         }
-        return self._converse(sequence, [requests], where, _description, timeout_s, ignore_reply)
+        return self._converse(
+            sequence, [requests], _describing, _description, timeout_s, ignore_reply
+        )
 
     def exchange(
         self, requests: Mapping[int, StepRequest], timeout_s: float
@@ -94,17 +94,19 @@ class StreamTransport:
         """Send each portion of the requests when it is made; see `OverlappingTransport`."""
         sequence = next(self._sequence)
         asked: dict[int, StepRequest] = {}
-        where: dict[int, str] = {}
         started = time.monotonic()
 
         def contents() -> Iterator[Mapping[int, Request]]:
             for portion in portions:
                 asked.update(portion)
-                where.update({node: f"node {node}, {r.id}" for node, r in portion.items()})
                 yield _requests(sequence, portion)
 
+        def where(node: int) -> str:
+            return f"node {node}, {asked[node].id}"
+
         def decode(frame: Frame) -> StepReply | PslError:
-            reply = replace(_reply(frame), exchange_s=time.monotonic() - started)
+            tensors = unpack_tensors(frame.tensors)
+            reply = parts.reply_of(frame.values, tensors, time.monotonic() - started)
             try:
                 check_belongs(reply, asked[frame.node])
             except ProtocolError as error:
@@ -128,7 +130,7 @@ class StreamTransport:
         self,
         sequence: int,
         contents: Iterable[Mapping[int, Request]],
-        where: Mapping[int, str],
+        where: Callable[[int], str],
         decode: Callable[[Frame], T | PslError],
         timeout_s: float,
         on_reply: Callable[[T], None],
@@ -136,11 +138,13 @@ class StreamTransport:
         """Send one frame a node, await one answer a node, decode as they arrive."""
         deadline = time.monotonic() + timeout_s
         outcomes: dict[int, T | PslError] = {}
+        asked: list[int] = []
         pending: set[int] = set()
         notes, self._notes = self._notes, {}
         for portion in contents:
+            asked += portion
             lost = self._lost.intersection(portion)
-            outcomes |= {node: self._loss(where[node]) for node in lost}
+            outcomes |= {node: self._loss(where(node)) for node in lost}
             there = {node: request for node, request in portion.items() if node not in lost}
             self._server.send(there, {node: notes[node] for node in there if node in notes})
             pending |= there.keys()
@@ -154,19 +158,19 @@ class StreamTransport:
             if node not in pending:
                 continue
             if event is Event.LOST:
-                outcomes[node] = self._loss(where[node])
+                outcomes[node] = self._loss(where(node))
             elif isinstance(event, Frame | Garbled) and event.sequence == sequence:
-                outcome = outcomes[node] = _decoded(event, where[node], decode)
+                outcome = outcomes[node] = _decoded(node, event, where, decode)
                 if not isinstance(outcome, PslError):
                     on_reply(outcome)
             else:
                 continue
             pending.discard(node)
-        if unanswered := where.keys() & (pending | self._lost):
+        if unanswered := pending.union(self._lost.intersection(asked)):
             self._server.give_up(unanswered)
         self._late |= pending
-        outcomes |= {node: late(where[node], timeout_s) for node in pending}
-        return Answers.of(where, outcomes)
+        outcomes |= {node: late(where(node), timeout_s) for node in pending}
+        return Answers.of(asked, outcomes)
 
     def _note(self, arrival: Arrival) -> None:
         """Keep count of who is there."""
@@ -208,17 +212,20 @@ def _packed(node: int, sequence: int, request: StepRequest) -> bytes:
 
 
 def _decoded(
-    answer: Frame | Garbled, where: str, decode: Callable[[Frame], T | PslError]
+    node: int,
+    answer: Frame | Garbled,
+    where: Callable[[int], str],
+    decode: Callable[[Frame], T | PslError],
 ) -> T | PslError:
     """Return a node's answer, or what is wrong with it."""
     try:
         if isinstance(answer, Garbled):
             raise answer.error
         if answer.kind is Kind.ERROR:
-            return ClientError(f"{where}: the client raised {answer.values.get('reason')}")
+            return ClientError(f"{where(node)}: the client raised {answer.values.get('reason')}")
         return decode(answer)
     except ProtocolError as error:
-        failure = ProtocolError(f"{where}: {error}")
+        failure = ProtocolError(f"{where(node)}: {error}")
         failure.__cause__ = error
         return failure
 
@@ -227,5 +234,5 @@ def _description(frame: Frame) -> DescribeReply:
     return parts.description_of(frame.values)
 
 
-def _reply(frame: Frame) -> StepReply:
-    return parts.reply_of(frame.values, unpack_tensors(frame.tensors))
+def _describing(node: int) -> str:
+    return f"node {node}, describing itself"

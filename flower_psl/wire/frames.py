@@ -51,6 +51,9 @@ class Kind(IntEnum):
     AHEAD = 10
 
 
+_KINDS = {int(kind): kind for kind in Kind}
+
+
 class Frame(NamedTuple):
     """A frame that was read; its tensors are still bytes."""
 
@@ -133,8 +136,8 @@ def unpack(data: bytes | memoryview) -> Frame:
             f"a frame of protocol {version}; this side speaks {PROTOCOL_VERSION}. Install the "
             "same flower-psl on both sides."
         )
-    if kind not in Kind.__members__.values():
-        raise ProtocolError(f"a frame of kind {kind}; known are {[int(known) for known in Kind]}")
+    if kind not in _KINDS:
+        raise ProtocolError(f"a frame of kind {kind}; known are {list(_KINDS)}")
     promised = _HEADER.size + values_length + tensors_length
     if len(data) != promised:
         raise ProtocolError(
@@ -144,4 +147,4 @@ def unpack(data: bytes | memoryview) -> Frame:
     tensors_at = _HEADER.size + values_length
     data = memoryview(data)
     values = from_json(data[_HEADER.size : tensors_at], "a frame's values")
-    return Frame(Kind(kind), node, sequence, values, data[tensors_at:])
+    return Frame(_KINDS[kind], node, sequence, values, data[tensors_at:])

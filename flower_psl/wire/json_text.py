@@ -11,6 +11,7 @@ from flower_psl.errors import ProtocolError
 
 # Room for a table of some ten thousand tensors.
 LONGEST_TEXT_BYTES = 1_000_000
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 def to_json(values: Mapping[str, object], what: str) -> str:
@@ -28,12 +29,12 @@ def to_json(values: Mapping[str, object], what: str) -> str:
     ProtocolError
         If the other side would refuse it as too long.
     """
-    text = json.dumps(values, separators=(",", ":"))
+    text = _ENCODER.encode(values)
     _check_length(len(text), what)  # in ASCII, a character is a byte
     return text
 
 
-def from_json(text: str | memoryview, what: str) -> dict[str, object]:
+def from_json(text: str | bytes | memoryview, what: str) -> dict[str, object]:
     """Return the object of some text.
 
     Raises
@@ -43,7 +44,7 @@ def from_json(text: str | memoryview, what: str) -> dict[str, object]:
     """
     _check_length(len(text), what)
     try:
-        values = json.loads(text if isinstance(text, str) else bytes(text))
+        values = json.loads(text if isinstance(text, str) else str(text, "utf-8"))
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"{what} are no JSON: {error}") from error
     if not isinstance(values, dict):

@@ -25,6 +25,7 @@ _PREVIOUS = "previous"
 _FORGET = "forget"
 _RUN = "run"
 _DTYPE = "activation-dtype"
+_PHASES = {str(phase): phase for phase in Phase}
 _GROUPS = ("gradients", "moments", "weights")
 # Sums of what clients say must stay finite, and no answer takes half a year.
 _LONGEST_S = 1e7
@@ -66,7 +67,7 @@ def request_of(
         If a value is missing or is not what a request holds.
     """
     extras = _extras(tensors, "gradient")
-    if unknown := sorted(set(tensors) - {"gradient"} - set(extras)):
+    if unknown := sorted(name for name in tensors if name != "gradient" and name not in extras):
         raise ProtocolError(
             f"a request holds the tensors {unknown}; beside weights it has a gradient only. "
             "Install the same flower-psl on both sides."
@@ -115,8 +116,12 @@ def reply_tensors(reply: StepReply) -> dict[str, Tensor]:
     return tensors
 
 
-def reply_of(config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> StepReply:
-    """Return the reply of its parts.
+def reply_of(
+    config: Mapping[str, object],
+    tensors: Mapping[str, Tensor],
+    exchange_s: float | None = None,
+) -> StepReply:
+    """Return the reply of its parts, and of the seconds that it took if they were measured.
 
     Raises
     ------
@@ -153,6 +158,7 @@ def reply_of(config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Ste
         weights=groups["weights"],
         compute_s=_seconds(config, "compute-s"),
         encode_s=_seconds(config, "encode-s"),
+        exchange_s=exchange_s,
     )
 
 
@@ -248,12 +254,10 @@ def _seconds(config: Mapping[str, object], name: str) -> float:
 
 def _phase(config: Mapping[str, object]) -> Phase:
     value = config.get(_PHASE)
-    try:
-        return Phase(str(value))
-    except ValueError:
-        raise ProtocolError(
-            f"phase {value!r} is unknown; it is one of {[str(phase) for phase in Phase]}"
-        ) from None
+    phase = _PHASES.get(str(value))
+    if phase is None:
+        raise ProtocolError(f"phase {value!r} is unknown; it is one of {list(_PHASES)}")
+    return phase
 
 
 def step_id_of(config: Mapping[str, object]) -> StepId:
@@ -272,7 +276,8 @@ def _step_id(config: Mapping[str, object], name: str) -> StepId:
     if (
         not isinstance(value, list)
         or len(value) != len(StepId._fields)
-        or any(type(number) is not int or not 0 <= number < 2**64 for number in value)
+        or {*map(type, value)} != {int}
+        or not 0 <= min(value) <= max(value) < 2**64
     ):
         raise ProtocolError(
             f"{name} {value!r} is not the {len(StepId._fields)} integers of a step, from 0 to "

@@ -114,7 +114,7 @@ class StepRequest:
     def __post_init__(self) -> None:
         """Refuse a request that no client could answer."""
         of_state = self.phase in (Phase.SAVE, Phase.RESTORE)
-        if bool(self.run) is not of_state or not _RUN.fullmatch(self.run):
+        if bool(self.run) is not of_state or (self.run and not _RUN.fullmatch(self.run)):
             raise ProtocolError(
                 f"{self.id}: a {self.phase} request of the run {self.run!r}; to save and to "
                 "restore name a run by up to 40 small letters and digits, no other request does"

@@ -7,6 +7,7 @@ the bytes are part of a longer message, and a large copy takes longer than the n
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,10 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LENGTH_BYTES = 8
+# The tables of a run are the same from step to step, so they are made, read and checked once:
+# the last few that were met, and no long ones, which could fill the memory.
+_KNOWN_TABLES = 64
+_LONGEST_KNOWN_BYTES = 65_536
 _TABLE = "the names and shapes of its tensors"
 
 
@@ -54,16 +59,8 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> Pieces:
     if not tensors:
         return ()
     views = [as_bytes_view(tensor) for tensor in tensors.values()]
-    table: dict[str, object] = {}
-    start = 0
-    for (name, tensor), view in zip(tensors.items(), views, strict=True):
-        table[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, start + len(view)],
-        }
-        start += len(view)
-    text = to_json(table, _TABLE).encode()
+    kinds = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
+    text = _text(*kinds)
     return [len(text).to_bytes(_LENGTH_BYTES, "little"), text, *views]
 
 
@@ -78,8 +75,9 @@ def unpack_tensors(data: memoryview) -> dict[str, Tensor]:
     if not len(data):
         return {}
     try:
-        entries, payload = _read_table(data)
-        _check_cover(entries, len(payload))
+        text, payload = _cut(data)
+        read = _known_entries if len(text) <= _LONGEST_KNOWN_BYTES else _entries
+        entries = read(bytes(text), len(payload))
     except ProtocolError as error:
         raise ProtocolError(
             f"a frame's tensors cannot be read ({error}); they were cut off or changed. Send "
@@ -88,13 +86,40 @@ def unpack_tensors(data: memoryview) -> dict[str, Tensor]:
     return {entry.name: _tensor(entry, payload) for entry in entries}
 
 
-def _read_table(data: memoryview) -> tuple[list[_Entry], memoryview]:
+@lru_cache(_KNOWN_TABLES)
+def _text(*kinds: tuple[str, torch.dtype, torch.Size]) -> bytes:
+    """Return the table of tensors of these names, dtypes and shapes."""
+    table: dict[str, object] = {}
+    start = 0
+    for name, dtype, shape in kinds:
+        end = start + math.prod(shape) * dtype.itemsize
+        table[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    return to_json(table, _TABLE).encode()
+
+
+def _cut(data: memoryview) -> tuple[memoryview, memoryview]:
+    """Return the text of a table, and the payload behind it."""
     payload_at = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     if payload_at > len(data):
         raise ProtocolError(f"a table that ends at byte {payload_at} of {len(data)}")
-    table = from_json(data[_LENGTH_BYTES:payload_at], _TABLE)
+    return data[_LENGTH_BYTES:payload_at], data[payload_at:]
+
+
+def _entries(text: bytes, payload_bytes: int) -> tuple[_Entry, ...]:
+    """Return the entries of a table that covers a payload, in the order of their bytes."""
+    table = from_json(text, _TABLE)
     entries = [_entry(name, fields) for name, fields in table.items()]
-    return sorted(entries, key=lambda entry: (entry.start, entry.end)), data[payload_at:]
+    entries.sort(key=lambda entry: (entry.start, entry.end))
+    _check_cover(entries, payload_bytes)
+    return tuple(entries)
+
+
+_known_entries = lru_cache(_KNOWN_TABLES)(_entries)
 
 
 def _entry(name: str, fields: object) -> _Entry:

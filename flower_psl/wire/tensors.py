@@ -23,6 +23,7 @@ _DTYPES = {
         torch.bool,
     )
 }
+_TRAVEL = frozenset(_DTYPES.values())
 # No tensor of a step comes near it.
 _MOST_DIMENSIONS = 16
 
@@ -56,10 +57,10 @@ def as_bytes_view(tensor: Tensor) -> memoryview:
     ProtocolError
         If its dtype does not travel.
     """
-    dtype_of(dtype_name(tensor.dtype))
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if tensor.dtype not in _TRAVEL:
+        dtype_of(dtype_name(tensor.dtype))  # raises
     # NumPy has no bfloat16, so every tensor leaves as plain bytes.
-    return flat.view(torch.uint8).numpy().data
+    return tensor.ravel().view(torch.uint8).numpy(force=True).data
 
 
 def to_bytes(tensor: Tensor) -> bytes:
@@ -134,10 +135,10 @@ def copied(data: bytes | memoryview, dtype: torch.dtype) -> Tensor:
     torch aligns its own always alike. So what was received gives the bits that it would have
     given where it was made.
     """
-    tensor = torch.empty(len(data) // dtype.itemsize, dtype=dtype)
+    tensor = torch.empty(len(data), dtype=torch.uint8)
     if len(data):
-        as_bytes_view(tensor)[:] = data
-    return tensor
+        tensor.numpy().data[:] = data
+    return tensor.view(dtype)
 
 
 def payload_bytes(tensors: Sequence[Tensor]) -> int:

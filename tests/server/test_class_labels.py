@@ -69,6 +69,10 @@ def test_labels_by_position_are_looked_at() -> None:
     assert set(wrong(nn.CrossEntropyLoss(), labels, outputs)) == {7}
 
 
+def test_labels_without_elements_are_none_out_of_range() -> None:
+    assert wrong(nn.CrossEntropyLoss(), torch.zeros(6, 0, dtype=torch.int64)) == {}
+
+
 def test_probabilities_and_other_losses_are_not_judged() -> None:
     assert wrong(nn.CrossEntropyLoss(), torch.full((6, 3), 5.0)) == {}
     assert wrong(nn.MSELoss(), torch.full((6,), 99)) == {}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Self
+from functools import cache
 
 import torch
 
@@ -18,6 +18,7 @@ ENCODINGS: dict[str, Encoding] = {
     "fp16": Cast(torch.float16),
     "int8": Int8(),
 }
+_KEYS = ("activations-encoding", "gradients-encoding", "weights-encoding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +62,10 @@ class Encodings:
 
     def to_config(self) -> dict[str, str]:
         """Return the small values that a request carries."""
-        return {f"{field.name}-encoding": getattr(self, field.name) for field in fields(self)}
+        return dict(zip(_KEYS, (self.activations, self.gradients, self.weights), strict=True))
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, object]) -> Self:
+    @staticmethod
+    def from_config(config: Mapping[str, object]) -> "Encodings":
         """Return the encodings of a request's small values.
 
         Raises
@@ -72,10 +73,15 @@ class Encodings:
         ProtocolError
             If one is missing or unknown to this reader.
         """
-        names = {field.name: str(config.get(f"{field.name}-encoding")) for field in fields(cls)}
         try:
-            return cls(**names)
+            return _encodings(*(str(config.get(key)) for key in _KEYS))
         except ConfigError as error:
             raise ProtocolError(
                 f"{error}, as far as this reader knows. Install the same flower-psl on both sides."
             ) from error
+
+
+@cache
+def _encodings(activations: str, gradients: str, weights: str) -> Encodings:
+    """Return encodings that exist; there are few, and every request names its own."""
+    return Encodings(activations=activations, gradients=gradients, weights=weights)
