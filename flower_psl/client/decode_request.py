@@ -30,7 +30,7 @@ def decode_weights(request: StepRequest, like: Mapping[str, Tensor]) -> Mapping[
             f"bring all {len(like)} parameters and buffers of the segment. Build the same "
             "model on both sides."
         )
-    weights = decode_parameters(request.weights, request.encodings.weights, like, str(request.id))
+    weights = decode_parameters(request.weights, request.encodings.weights, like, request.id)
     for name, own in like.items():
         weight = weights[name]
         if weight.shape != own.shape or weight.dtype != own.dtype:
@@ -61,5 +61,5 @@ def decode_gradient(request: StepRequest, activations: Tensor) -> Tensor:
         EncodedBatch(gradient, request.extras),
         request.encodings.gradients,
         activations.dtype,
-        str(request.settles),
+        request.settles,
     ).to(activations.device)

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from flower_psl.client.own_examples import Batch
 from flower_psl.client.stopwatch import Stopwatch
 from flower_psl.errors import ConfigError, ProtocolError
-from flower_psl.split import ClientPass, Inputs, check_example_wise, client_pass
+from flower_psl.split import ClientPass, check_example_wise, client_pass
 from flower_psl.wire import Phase, StepId, StepReply, StepRequest
 
 # Nothing in a segment that passes our check draws from the generator.
@@ -28,13 +29,13 @@ class FusablePart(NamedTuple):
     is_tensors : bool
         Whether its training data are plain tensors.
     load : callable
-        Returns the id, inputs and labels of its part of a step.
+        Returns its part of a step.
     """
 
     segment: nn.Module
     device: torch.device
     is_tensors: bool
-    load: Callable[[StepId], tuple[StepId, Inputs, Tensor]]
+    load: Callable[[StepId], Batch]
 
 
 class FusedClients:
@@ -99,7 +100,8 @@ class FusedClients:
     def _forward(self, requests: Sequence[StepRequest]) -> list[StepReply]:
         watch = Stopwatch()
         ids = [request.id for request in requests]
-        _, parts, labels = zip(*(self._loads[step.client_key](step) for step in ids), strict=True)
+        batches = [self._loads[step.client_key](step) for step in ids]
+        parts: Any = [batch.inputs for batch in batches]  # tensors, as has been looked at
         inputs, weights = torch.cat(parts), requests[0].weights
         if not self._is_checked and len(inputs) > 1:
             check_example_wise(
@@ -126,10 +128,10 @@ class FusedClients:
                 id=step,
                 activations=activations_k,
                 activation_dtype=activations_k.dtype,
-                labels=labels_k,
+                labels=batch.labels,
                 compute_s=seconds * step.batch_size,
             )
-            for step, activations_k, labels_k in zip(ids, activations, labels, strict=True)
+            for step, activations_k, batch in zip(ids, activations, batches, strict=True)
         ]
 
     def _backward(self, requests: Sequence[StepRequest]) -> list[StepReply]:

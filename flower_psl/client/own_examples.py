@@ -16,11 +16,12 @@ from flower_psl.wire import StepId
 
 
 class Batch(NamedTuple):
-    """The examples of one step."""
+    """The examples of one step, and the seed of what a segment draws with them."""
 
     id: StepId
     inputs: Inputs
     labels: Tensor
+    seed: int
 
 
 class OwnExamples:
@@ -85,7 +86,9 @@ class OwnExamples:
             if source.is_tensors
             else seeded(derive_seed(step.seed, Purpose.CLIENT_DATA, *step.position))
         ):
-            return Batch(step, *source.batch(order[first:end], self._device))
+            inputs, labels = source.batch(order[first:end], self._device)
+        seed = derive_seed(step.seed, Purpose.CLIENT_FORWARD, *step.position)
+        return Batch(step, inputs, labels, seed)
 
     def _order(self, *position: int) -> NDArray[np.int64]:
         """Return the permutation of one pass: of a seed, the pass from 1, and a client key."""

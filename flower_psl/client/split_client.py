@@ -275,12 +275,12 @@ class SplitClient:
     def _pass(
         self, step: StepId, weights: Mapping[str, Tensor], *, training: bool = True
     ) -> tuple[ClientPass, Tensor]:
-        _, inputs, labels = self._examples.take(step, training=training)
+        batch = self._examples.take(step, training=training)
         computed = client_pass.forward(
             self._segment,
             {name: tensor.to(self._device) for name, tensor in weights.items()},
-            inputs,
+            batch.inputs,
             training=training,
-            seed=derive_seed(step.seed, Purpose.CLIENT_FORWARD, *step.position),
+            seed=batch.seed,
         )
-        return computed, labels
+        return computed, batch.labels

@@ -65,7 +65,7 @@ class ClassLabels:
         finally:
             segment.train()
 
-    def wrong(self, labels: Mapping[int, Tensor], where: str) -> dict[int, ProtocolError]:
+    def wrong(self, labels: Mapping[int, Tensor], where: object) -> dict[int, ProtocolError]:
         """Return what is wrong with the labels of the clients for which something is.
 
         Parameters
@@ -73,8 +73,8 @@ class ClassLabels:
         labels : mapping of int to Tensor
             ``(b_k, ...)`` by client key, alike in dtype and shape; floating-point labels
             (class probabilities) pass.
-        where : str
-            Round and step, for the message.
+        where : object
+            Round and step, as text for the message.
         """
         num_classes, ignored = self._num_classes, self._ignored
         parts = list(labels.values())

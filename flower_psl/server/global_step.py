@@ -136,7 +136,7 @@ class GlobalStep(SplitStep):
                 decoded = self._decoded(reply)
                 gradients.append(check_gradients(decoded, self.learner.client_parameters))
                 check_update_norm(
-                    str(reply.id), decoded.gradients.values(), self.failures.max_update_norm
+                    reply.id, decoded.gradients.values(), self.failures.max_update_norm
                 )
             except ProtocolError as error:
                 failures[reply.id.client_key] = error

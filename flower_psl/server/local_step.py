@@ -254,7 +254,7 @@ class LocalStep(SplitStep):
             try:
                 weights = check_weights(reply, own)
                 changes = (weights[name] - own[name].cpu() for name in bounded)
-                check_update_norm(str(reply.id), changes, self.failures.max_update_norm)
+                check_update_norm(reply.id, changes, self.failures.max_update_norm)
                 trained[node] = weights
             except ProtocolError as error:
                 failures[reply.id.client_key] = error

@@ -8,13 +8,13 @@ from torch import Tensor
 from flower_psl.errors import ProtocolError
 
 
-def check_activation_norm(where: str, activations: Tensor, bound: float | None) -> None:
+def check_activation_norm(where: object, activations: Tensor, bound: float | None) -> None:
     """Refuse activations of which an example's Euclidean norm is above a bound.
 
     Parameters
     ----------
-    where : str
-        Client, round and step.
+    where : object
+        Client, round and step, as text for the message.
     activations : Tensor
         ``(b_k, ...)``.
     bound : float or None
@@ -30,13 +30,13 @@ def check_activation_norm(where: str, activations: Tensor, bound: float | None) 
         _check(f"{where}: an example's activations have", float(norms.max()), "activation", bound)
 
 
-def check_update_norm(where: str, update: Iterable[Tensor], bound: float | None) -> None:
+def check_update_norm(where: object, update: Iterable[Tensor], bound: float | None) -> None:
     """Refuse what a client adds to an update if its Euclidean norm is above a bound.
 
     Parameters
     ----------
-    where : str
-        Client, round and step.
+    where : object
+        Client, round and step, as text for the message.
     update : iterable of Tensor
         Its parts, of any shape.
     bound : float or None

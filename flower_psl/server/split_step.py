@@ -192,7 +192,7 @@ class SplitStep:
             first = next(iter(fitting.values()))
             self._class_labels.ask(self.learner.model.server, first.activations.to(self.device))
             failures |= self._class_labels.wrong(
-                {key: batch.labels for key, batch in fitting.items()}, str(plan)
+                {key: batch.labels for key, batch in fitting.items()}, plan
             )
         fitting = _without(fitting, failures)
         if not self.failures.suffices(plan.of(fitting).num_examples, plan.num_examples):
@@ -202,8 +202,8 @@ class SplitStep:
     def _batch(self, reply: StepReply) -> ReceivedBatch:
         reply = self._decoded(reply)
         activations, labels = check_batch(reply)
-        check_moments(self.learner.model.client, reply.moments, str(reply.id))
-        check_activation_norm(str(reply.id), activations, self.failures.max_activation_norm)
+        check_moments(self.learner.model.client, reply.moments, reply.id)
+        check_activation_norm(reply.id, activations, self.failures.max_activation_norm)
         return ReceivedBatch(reply.id, activations, labels, reply.moments)
 
     def _by_key(self, failures: Mapping[int, PslError]) -> dict[int, PslError]:

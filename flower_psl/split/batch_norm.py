@@ -158,7 +158,7 @@ def update_running_statistics(segment: nn.Module, parts: Sequence[Mapping[str, T
             running_var.lerp_(unbiased.to(running_var), momentum)
 
 
-def check_moments(segment: nn.Module, moments: Mapping[str, Tensor], where: str) -> None:
+def check_moments(segment: nn.Module, moments: Mapping[str, Tensor], where: object) -> None:
     """Refuse moments that do not belong to a segment's BatchNorm layers.
 
     Parameters
@@ -167,8 +167,8 @@ def check_moments(segment: nn.Module, moments: Mapping[str, Tensor], where: str)
         The server's copy of the client segment.
     moments : mapping
         What one client reported.
-    where : str
-        Client, round and step, for the message.
+    where : object
+        Client, round and step, as text for the message.
 
     Raises
     ------

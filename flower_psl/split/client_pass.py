@@ -1,7 +1,7 @@
 """A device's part of a step: forward to the cut, and backward from it."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,10 +138,15 @@ def forward(
     if isinstance(inputs, dict):
         args, kwargs = (), inputs
     first = next(iter([*args, *kwargs.values()]))
+    # Most segments have neither statistics nor constants, which are buffers.
+    recorded: AbstractContextManager[Moments] = nullcontext({})
+    unchanged: AbstractContextManager[None] = nullcontext()
+    if buffers:
+        recorded, unchanged = record_moments(segment), _constant_buffers(segment, buffers)
     with (
         torch.set_grad_enabled(training),
-        record_moments(segment) as moments,
-        _constant_buffers(segment, buffers),
+        recorded as moments,
+        unchanged,
         seeded(seed, first.device),
     ):
         output = functional_call(segment, {**parameters, **buffers}, args, kwargs)
@@ -161,7 +166,7 @@ def forward(
 @contextmanager
 def _constant_buffers(segment: nn.Module, buffers: Mapping[str, Tensor]) -> Iterator[None]:
     """Refuse a pass that writes into, or replaces, a buffer other than BatchNorm's."""
-    constant = set(buffers) - (running_statistics(segment) if buffers else set())
+    constant = set(buffers) - running_statistics(segment)
     if not constant:
         yield
         return

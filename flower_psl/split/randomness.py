@@ -1,7 +1,7 @@
 """Random draws that depend on a seed alone, and leave no trace in the process."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import RLock
 
 import torch
@@ -23,19 +23,22 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
         Where the block computes. Its generator is seeded as well as the CPU's.
     """
     device = torch.device(device)
-    on_cpu = device.type == "cpu"
-    # The generators are named one by one because `torch.manual_seed` would seed every
-    # device of the machine, and only those that are forked are put back.
-    with (
-        _GENERATOR_LOCK,
-        torch.random.fork_rng(
-            devices=[] if on_cpu else [device],
-            device_type="cuda" if on_cpu else device.type,
-        ),
-    ):
-        torch.default_generator.manual_seed(seed)
-        if not on_cpu:
-            accelerator = torch.get_device_module(device)
-            with accelerator.device(device):
-                accelerator.manual_seed(seed)
+    generator = torch.default_generator
+    with _GENERATOR_LOCK:
+        before = generator.get_state()
+        try:
+            # Not `torch.manual_seed`, which would seed every device of the machine.
+            generator.manual_seed(seed)
+            with nullcontext() if device.type == "cpu" else _seeded_accelerator(seed, device):
+                yield
+        finally:
+            generator.set_state(before)
+
+
+@contextmanager
+def _seeded_accelerator(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device], device_type=device.type):
+        accelerator = torch.get_device_module(device)
+        with accelerator.device(device):
+            accelerator.manual_seed(seed)
         yield

@@ -32,7 +32,7 @@ def decode_reply(
     """
     if encodings == _RAW and not reply.extras:
         return reply
-    where, activations = str(reply.id), reply.activations
+    where, activations = reply.id, reply.activations
     if activations is not None:
         activations = decode_batch(
             "activations",

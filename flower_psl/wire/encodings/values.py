@@ -63,7 +63,7 @@ def encode_batch(name: str, tensor: Tensor, encoding: str, seed: Seed | None) ->
 
 
 def decode_batch(
-    name: str, batch: EncodedBatch, encoding: str, dtype: torch.dtype | None, where: str
+    name: str, batch: EncodedBatch, encoding: str, dtype: torch.dtype | None, where: object
 ) -> Tensor:
     """Decode activations or a cut gradient.
 
@@ -77,8 +77,8 @@ def decode_batch(
         A name in `ENCODINGS`.
     dtype : torch.dtype or None
         The original's; ``"raw"`` does not need it.
-    where : str
-        Client, round and step, for the message.
+    where : object
+        Client, round and step, as text for the message.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def encode_parameters(
 
 
 def decode_parameters(
-    tensors: Mapping[str, Tensor], encoding: str, like: Mapping[str, Tensor], where: str
+    tensors: Mapping[str, Tensor], encoding: str, like: Mapping[str, Tensor], where: object
 ) -> Mapping[str, Tensor]:
     """Decode a segment's weights or parameter gradients.
 
@@ -143,8 +143,8 @@ def decode_parameters(
         Parameters and buffers of the shape and dtype of what is decoded; parameters are
         `torch.nn.Parameter`, and may be on the meta device. One that did not travel is
         left out.
-    where : str
-        Client, round and step, for the message.
+    where : object
+        Client, round and step, as text for the message.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def _encode(
 
 
 def _decode(
-    name: str, left: dict[str, Tensor], encoding: str, axis: int, dtype: torch.dtype, where: str
+    name: str, left: dict[str, Tensor], encoding: str, axis: int, dtype: torch.dtype, where: object
 ) -> Tensor:
     """Decode a value and take its parts out of `left`."""
     chosen = _applied(encoding, left[name], dtype)
@@ -204,7 +204,7 @@ def _applied(encoding: str, tensor: Tensor, dtype: torch.dtype) -> Encoding:
     return chosen if smaller and tensor.numel() else _RAW
 
 
-def _refuse_left(left: Mapping[str, Tensor], encoding: str, where: str) -> None:
+def _refuse_left(left: Mapping[str, Tensor], encoding: str, where: object) -> None:
     if left:
         raise ProtocolError(
             f"{where}: the tensors {sorted(left)} are no part of what travels as {encoding!r}. "
