@@ -21,7 +21,7 @@ from flower_psl.wire import (
     frames,
     parts,
 )
-from flower_psl.wire.frames import SHARED, Frame, Kind
+from flower_psl.wire.frames import AHEAD, SHARED, Frame, Kind
 from flower_psl.wire.tensor_table import pack_tensors, unpack_tensors
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class StreamTransport:
         self._nodes: set[int] = set()
         self._lost: set[int] = set()
         self._late: set[int] = set()
-        self._notes: dict[int, bytes] = {}
+        self._ahead: Mapping[int, StepId] = {}
 
     @property
     def refused(self) -> dict[str, int]:
@@ -94,12 +94,13 @@ class StreamTransport:
         """Send each portion of the requests when it is made; see `OverlappingTransport`."""
         sequence = next(self._sequence)
         asked: dict[int, StepRequest] = {}
+        ahead, self._ahead = self._ahead, {}
         started = time.monotonic()
 
         def contents() -> Iterator[Mapping[int, Request]]:
             for portion in portions:
                 asked.update(portion)
-                yield _requests(sequence, portion)
+                yield _requests(sequence, portion, ahead)
 
         def where(node: int) -> str:
             return f"node {node}, {asked[node].id}"
@@ -116,15 +117,12 @@ class StreamTransport:
         return self._converse(sequence, contents(), where, decode, timeout_s, on_reply)
 
     def announce(self, steps: Mapping[int, StepId]) -> None:
-        """Tell nodes, behind the requests of the next exchange, what comes after it.
+        """Tell nodes, with the requests of the next exchange, what comes after it.
 
         They load it when they have answered: a node that shares its process with others, when
-        these have answered too.
+        those that were asked with it have answered too.
         """
-        self._notes = {
-            node: frames.pack(Kind.AHEAD, node, 0, parts.step_config(step))
-            for node, step in steps.items()
-        }
+        self._ahead = steps
 
     def _converse(
         self,
@@ -140,13 +138,12 @@ class StreamTransport:
         outcomes: dict[int, T | PslError] = {}
         asked: list[int] = []
         pending: set[int] = set()
-        notes, self._notes = self._notes, {}
         for portion in contents:
             asked += portion
             lost = self._lost.intersection(portion)
             outcomes |= {node: self._loss(where(node)) for node in lost}
             there = {node: request for node, request in portion.items() if node not in lost}
-            self._server.send(there, {node: notes[node] for node in there if node in notes})
+            self._server.send(there)
             pending |= there.keys()
         while pending:
             try:
@@ -191,7 +188,9 @@ class StreamTransport:
         )
 
 
-def _requests(sequence: int, steps: Mapping[int, StepRequest]) -> dict[int, Request]:
+def _requests(
+    sequence: int, steps: Mapping[int, StepRequest], ahead: Mapping[int, StepId]
+) -> dict[int, Request]:
     """Return the frames of some requests of one exchange."""
     # Clients share the step's weights, so their frame is made once and not per client.
     weights: dict[int, bytes] = {}
@@ -200,13 +199,19 @@ def _requests(sequence: int, steps: Mapping[int, StepRequest]) -> dict[int, Requ
             tensors = pack_tensors(request.weights)
             weights[id(request.weights)] = frames.pack(Kind.WEIGHTS, 0, sequence, {}, tensors)
     return {
-        node: Request(sequence, _packed(node, sequence, step), weights.get(id(step.weights)))
+        node: Request(
+            sequence,
+            _packed(node, sequence, step, ahead.get(node)),
+            weights.get(id(step.weights)),
+        )
         for node, step in steps.items()
     }
 
 
-def _packed(node: int, sequence: int, request: StepRequest) -> bytes:
+def _packed(node: int, sequence: int, request: StepRequest, ahead: StepId | None) -> bytes:
     values = {**parts.request_config(request), SHARED: bool(request.weights)}
+    if ahead is not None:
+        values[AHEAD] = list(ahead)
     tensors = pack_tensors(parts.request_tensors(request))
     return frames.pack(Kind.REQUEST, node, sequence, values, tensors)
 

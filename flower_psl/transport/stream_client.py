@@ -23,7 +23,7 @@ from flower_psl.transport.stream_ticket import (
 )
 from flower_psl.transport.transport import Device
 from flower_psl.wire import frames, parts
-from flower_psl.wire.frames import SHARED, Frame, Kind
+from flower_psl.wire.frames import AHEAD, SHARED, Frame, Kind
 from flower_psl.wire.tensor_table import pack_tensors, unpack_tensors
 
 _LOG = logging.getLogger("flwr.psl")
@@ -138,9 +138,13 @@ class StreamClient:
             )
             try:
                 for data in call:
-                    for frame in frames.split(data):
-                        if (answer := self._answer(frames.unpack(frame))) is not None:
+                    received = [frames.unpack(frame) for frame in frames.split(data)]
+                    for frame in received:
+                        if (answer := self._answer(frame)) is not None:
                             outgoing.put(answer)
+                    for frame in received:
+                        if AHEAD in frame.values:
+                            self._prepare(frame)
                     # Only now: who computes for long has not lost the server by that.
                     self._last_contact = time.monotonic()
                     if not self._devices:
@@ -158,8 +162,6 @@ class StreamClient:
                 self._devices.pop(frame.node, None)
         elif frame.kind is Kind.WEIGHTS:
             self._weights = _Weights(frame.sequence, frame.tensors)
-        elif frame.kind is Kind.AHEAD:
-            self._prepare(frame)
         elif frame.kind in (Kind.DESCRIBE, Kind.REQUEST):
             self._answered += 1
             return self._reply(frame)
@@ -167,7 +169,7 @@ class StreamClient:
 
     def _prepare(self, frame: Frame) -> None:
         try:
-            self._devices[frame.node][1].prepare(parts.step_id_of(frame.values))
+            self._devices[frame.node][1].prepare(parts.step_id_of(frame.values, AHEAD))
         except Exception:  # the request that follows fails in the same way, and is answered
             _LOG.debug("node %d could not prepare a step", frame.node, exc_info=True)
 

@@ -104,10 +104,8 @@ class StreamServer:
         self._call(lambda: self._nodes.update({n: Node(token) for n, token in tokens.items()}))
         return tokens
 
-    def send(self, requests: Mapping[int, Request], notes: Mapping[int, bytes]) -> None:
-        """Send each node a request, now or when it is back, and then notes.
-
-        Notes await no answer; a node that is not there goes without.
+    def send(self, requests: Mapping[int, Request]) -> None:
+        """Send each node a request, now or when it is back.
 
         Raises
         ------
@@ -117,7 +115,7 @@ class StreamServer:
         for node, request in requests.items():
             for data in (request.data, request.weights or b""):
                 check_length(data, self._settings.max_frame_bytes, f"the request to node {node}")
-        self._call(lambda: self._send(requests, notes))
+        self._call(lambda: self._send(requests))
 
     def give_up(self, nodes: Iterable[int]) -> None:
         """Wait no more for what these nodes have not answered, and do not ask it again."""
@@ -288,12 +286,9 @@ class StreamServer:
         self._nodes[name].is_absent = True
         self.arrivals.put(Arrival(name, Event.LOST))
 
-    def _send(self, requests: Mapping[int, Request], notes: Mapping[int, bytes]) -> None:
+    def _send(self, requests: Mapping[int, Request]) -> None:
         for name, request in requests.items():
             self._nodes[name].ask(request)
-        for name, note in notes.items():
-            if (connection := self._nodes[name].connection) is not None:
-                connection.send(note)
 
     def _give_up(self, nodes: Iterable[int]) -> None:
         for name in nodes:

@@ -26,17 +26,18 @@ from flower_psl.wire.tensor_table import Pieces
 
 _MAGIC = b"PSLF"
 _HEADER = struct.Struct("<4sBBHQQIQ")
-# Among a request's values: whether the weights sent before it belong to it.
+# Among a request's values: whether the weights sent before it belong to it, and the id of the
+# step that the node is to make ready for when it has answered.
 SHARED = "shared-weights"
+AHEAD = "ahead"
 
 
 class Kind(IntEnum):
     """What a frame is. The numbers are those on the wire.
 
     Nodes send HELLO (with their token), DESCRIPTION, REPLY and ERROR; the server WELCOME,
-    DESCRIBE, REQUEST, GOODBYE, and two that are not answered: WEIGHTS, which the requests
-    that follow on the connection share, and AHEAD, which names the step that a node is to
-    make ready for.
+    DESCRIBE, REQUEST, GOODBYE, and WEIGHTS, which the requests that follow on the connection
+    share.
     """
 
     HELLO = 1
@@ -48,7 +49,6 @@ class Kind(IntEnum):
     ERROR = 7
     GOODBYE = 8
     WEIGHTS = 9
-    AHEAD = 10
 
 
 _KINDS = {int(kind): kind for kind in Kind}

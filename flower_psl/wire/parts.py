@@ -31,18 +31,13 @@ _GROUPS = ("gradients", "moments", "weights")
 _LONGEST_S = 1e7
 
 
-def step_config(step: StepId) -> Config:
-    """Return a step's id as small values."""
-    return {_ID: list(step)}
-
-
 def request_config(request: StepRequest) -> Config:
     """Return the small values of a request."""
     previous: Config = {} if request.previous is None else {_PREVIOUS: list(request.previous)}
     forget: Config = {_FORGET: True} if request.forget else {}
     return {
         _PHASE: str(request.phase),
-        **step_config(request.id),
+        _ID: list(request.id),
         **previous,
         **forget,
         **({_RUN: request.run} if request.run else {}),
@@ -77,7 +72,7 @@ def request_of(
         id=step_id_of(config),
         weights=weights,
         gradient=tensors.get("gradient"),
-        previous=_step_id(config, _PREVIOUS) if _PREVIOUS in config else None,
+        previous=step_id_of(config, _PREVIOUS) if _PREVIOUS in config else None,
         forget=config.get(_FORGET) is True,
         run=str(config.get(_RUN, "")),
         extras=extras,
@@ -260,7 +255,7 @@ def _phase(config: Mapping[str, object]) -> Phase:
     return phase
 
 
-def step_id_of(config: Mapping[str, object]) -> StepId:
+def step_id_of(config: Mapping[str, object], name: str = _ID) -> StepId:
     """Return the id of a step among small values.
 
     Raises
@@ -268,10 +263,6 @@ def step_id_of(config: Mapping[str, object]) -> StepId:
     ProtocolError
         If it is missing or is not one.
     """
-    return _step_id(config, _ID)
-
-
-def _step_id(config: Mapping[str, object], name: str) -> StepId:
     value = config.get(name)
     if (
         not isinstance(value, list)

@@ -275,7 +275,7 @@ def test_an_answer_to_an_earlier_exchange_is_left_out_of_the_next(
     lab = make_lab(2)
     stream = lab.raw_node(2)
     # As if the time had been over at the moment in which the answer came.
-    lab.server.send({2: Request(99, frames.pack(Kind.DESCRIBE, 2, 99, {}))}, {})
+    lab.server.send({2: Request(99, frames.pack(Kind.DESCRIBE, 2, 99, {}))})
     stream.send(frames.pack(Kind.ERROR, 2, stream.read().sequence, {"reason": "slow"}))
     with ThreadPoolExecutor(1) as pool:
         describing = pool.submit(lab.transport.describe, [2], 20)

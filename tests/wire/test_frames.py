@@ -62,7 +62,7 @@ def test_the_bytes_of_a_frame_stay_what_they_are() -> None:
     data = frames.pack(Kind.REQUEST, 0x0102030405060708, 9, {"a": [1, "b"]}, tensors)
     table_text = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
     assert data == (
-        b"PSLF\x04\x05\x00\x00"
+        b"PSLF\x05\x05\x00\x00"
         b"\x08\x07\x06\x05\x04\x03\x02\x01"
         b"\x09\x00\x00\x00\x00\x00\x00\x00"
         b"\x0d\x00\x00\x00"
@@ -158,8 +158,8 @@ def with_values(text: bytes) -> bytes:
         (changed(28, b"\xff" * 8), "whose header promises 18446744073709551664"),
         (changed(0, b"HTTP"), r"bytes that begin with b'HTTP.*' are no frame of flower-psl"),
         (changed(6, b"\x01\x00"), "are no frame of flower-psl"),
-        (changed(4, b"\x01"), "a frame of protocol 1; this side speaks 4. Install the same"),
-        (changed(5, b"\x00"), r"a frame of kind 0; known are \[1, 2, .*, 9, 10\]"),
+        (changed(4, b"\x01"), "a frame of protocol 1; this side speaks 5. Install the same"),
+        (changed(5, b"\x00"), r"a frame of kind 0; known are \[1, 2, .*, 8, 9\]"),
         (changed(5, b"\x0b"), "a frame of kind 11"),
         (with_values(b""), "a frame's values are no JSON"),
         (with_values(b"{"), "a frame's values are no JSON"),
