@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,8 +60,11 @@ def as_bytes_view(tensor: Tensor) -> memoryview:
     """
     if tensor.dtype not in _TRAVEL:
         dtype_of(dtype_name(tensor.dtype))  # raises
-    # NumPy has no bfloat16, so every tensor leaves as plain bytes.
-    return tensor.ravel().view(torch.uint8).numpy(force=True).data
+    if not tensor.numel():
+        return memoryview(b"")
+    if tensor.dtype is torch.bfloat16:  # NumPy has none
+        tensor = tensor.detach().view(torch.int16)
+    return np.ascontiguousarray(tensor.numpy(force=True)).data.cast("B")
 
 
 def to_bytes(tensor: Tensor) -> bytes:
