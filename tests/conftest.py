@@ -12,6 +12,10 @@ from flwr.supercore.task_identity import TaskIdentity
 
 Answer = Callable[[Message], Message | None]
 
+# gRPC wakes every event loop of a process for each event, and asyncio logs the error of those that
+# come too late to read it. Only in tests have the server and a device loops in one process.
+logging.getLogger("asyncio").addFilter(lambda line: "PollerCompletion" not in line.getMessage())
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put slow tests first, so that none of them is what the others wait for at the end."""

@@ -1,7 +1,11 @@
-"""The devices' end of a live connection."""
+"""The devices' end of a live connection.
 
+One thread reads, computes and writes, so that no step waits for another thread to wake. While
+it computes, gRPC's own threads keep the connection alive.
+"""
+
+import asyncio
 import logging
-import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -51,6 +55,26 @@ class _Weights:
         return self._tensors
 
 
+class _Connection:
+    """One open stream, to which other threads may give frames too."""
+
+    def __init__(self, call: grpc.aio.StreamStreamCall) -> None:
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        self._writing = asyncio.Lock()  # gRPC takes one message at a time
+
+    async def write(self, frame: bytes) -> None:
+        async with self._writing:
+            try:
+                await self._call.write(frame)
+            except (grpc.RpcError, asyncio.InvalidStateError):
+                return  # the stream has ended, and the next read says why
+
+    def join(self, hello: bytes) -> None:
+        """Let one more device join, from any thread."""
+        asyncio.run_coroutine_threadsafe(self.write(hello), self._loop)
+
+
 class StreamClient:
     """Answers the server's requests over one connection, for one device or several.
 
@@ -64,7 +88,7 @@ class StreamClient:
         self._ticket = ticket
         self._lock = threading.Lock()
         self._devices: dict[int, tuple[str, Device]] = {}
-        self._outgoing: queue.SimpleQueue[bytes | None] | None = None
+        self._connection: _Connection | None = None
         self._last_contact = time.monotonic()
         self._done = threading.Event()
         self._answered = 0
@@ -79,8 +103,8 @@ class StreamClient:
         """Serve one more device; it joins a connection that is open already."""
         with self._lock:
             self._devices[node] = (token, device)
-            if self._outgoing is not None:
-                self._outgoing.put(_hello(node, token))
+            if self._connection is not None:
+                self._connection.join(_hello(node, token))
 
     def serve(self) -> int:
         """Answer requests until the server says goodbye for every device.
@@ -104,7 +128,7 @@ class StreamClient:
             while True:
                 contact = self._last_contact
                 try:
-                    self._converse()
+                    asyncio.run(self._converse())
                     return self._answered
                 except (grpc.RpcError, ConnectionError) as error:
                     if self._last_contact != contact:
@@ -121,38 +145,37 @@ class StreamClient:
         finally:
             self._done.set()
 
-    def _converse(self) -> None:
+    async def _converse(self) -> None:
         """Hold one connection; return after the last goodbye."""
-        outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        with _channel(self._ticket) as channel:
+        async with _channel(self._ticket) as channel:
             with self._lock:
                 first, *others = (
                     _hello(node, device[0]) for node, device in self._devices.items()
                 )
-                self._outgoing = outgoing
-                for hello in others:
-                    outgoing.put(hello)
-            # The server reads nothing of a stream whose metadata do not let it in.
-            call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(
-                iter(outgoing.get, None), metadata=((HELLO, first),)
-            )
+                # The server reads nothing of a stream whose metadata do not let it in.
+                call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(metadata=((HELLO, first),))
+                self._connection = connection = _Connection(call)
             try:
-                for data in call:
+                for hello in others:
+                    await connection.write(hello)
+                while (data := await call.read()) is not grpc.aio.EOF:
                     received = [frames.unpack(frame) for frame in frames.split(data)]
                     for frame in received:
-                        if (answer := self._answer(frame)) is not None:
-                            outgoing.put(answer)
+                        with _no_running_loop():
+                            answer = self._answer(frame)
+                        if answer is not None:
+                            await connection.write(answer)
                     for frame in received:
                         if AHEAD in frame.values:
-                            self._prepare(frame)
+                            with _no_running_loop():
+                                self._prepare(frame)
                     # Only now: who computes for long has not lost the server by that.
                     self._last_contact = time.monotonic()
                     if not self._devices:
                         return
             finally:
                 with self._lock:
-                    self._outgoing = None
-                outgoing.put(None)
+                    self._connection = None
                 call.cancel()
         raise ConnectionError("the server ended the stream")
 
@@ -198,7 +221,17 @@ class StreamClient:
 
 
 @contextmanager
-def _channel(ticket: Ticket) -> Iterator[grpc.Channel]:
+def _no_running_loop() -> Iterator[None]:
+    """Hide the event loop from a device, whose data set may run one of its own."""
+    loop = asyncio.get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(loop)
+
+
+def _channel(ticket: Ticket) -> grpc.aio.Channel:
     """Open a channel on which the ticket's certificate is the only root."""
     options: list[tuple[str, int | str]] = [
         *channel_options(ticket.reconnect_timeout_s, ticket.max_frame_bytes),
@@ -209,11 +242,8 @@ def _channel(ticket: Ticket) -> Iterator[grpc.Channel]:
         options.append(("grpc.ssl_target_name_override", ticket.server_name))
     if ticket.certificate:
         roots = grpc.ssl_channel_credentials(root_certificates=ticket.certificate.encode())
-        channel = grpc.secure_channel(ticket.address, roots, options)
-    else:
-        channel = grpc.insecure_channel(ticket.address, options)
-    with channel:
-        yield channel
+        return grpc.aio.secure_channel(ticket.address, roots, options)
+    return grpc.aio.insecure_channel(ticket.address, options)
 
 
 def _hello(node: int, token: str) -> bytes:
@@ -221,4 +251,4 @@ def _hello(node: int, token: str) -> bytes:
 
 
 def _words(error: Exception) -> str:
-    return str(error.details()) if isinstance(error, grpc.Call) else str(error)
+    return str(error.details()) if isinstance(error, grpc.aio.AioRpcError) else str(error)

@@ -1,3 +1,4 @@
+import asyncio
 import re
 import threading
 from collections.abc import Iterator
@@ -177,6 +178,26 @@ def test_a_device_that_cannot_describe_itself_is_named(make_lab: "MakeLab") -> N
     lab.serve({1: Mute()})
     with pytest.raises(ClientError, match=r"^node 1, describing itself: .* OSError: no disk$"):
         lab.transport.describe([1], timeout_s=20).all()
+
+
+def test_a_device_may_run_an_event_loop_of_its_own(
+    make_lab: "MakeLab", make_echo: "type[Echo]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def look_up() -> str:
+        return "found"
+
+    looked_up: list[str] = []
+
+    def load(_: object) -> None:
+        looked_up.append(asyncio.run(look_up()))
+
+    lab, echo = make_lab(7), make_echo(7, during=load)
+    monkeypatch.setattr(echo, "prepare", load)
+    lab.serve({7: echo})
+    lab.transport.announce({7: StepId(0, 2, 0, 41, 7, 3, 3)})
+    for _ in range(2):
+        assert lab.exchange(7) == {7: 7.0}
+    assert looked_up == ["found"] * 3
 
 
 def test_a_reply_to_another_request_is_refused(
