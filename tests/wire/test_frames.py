@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flower_psl import ProtocolError
-from flower_psl.wire import PROTOCOL_VERSION, frames
+from flower_psl.wire import PROTOCOL_VERSION, frames, tensor_table
 from flower_psl.wire.frames import Frame, Kind
 from flower_psl.wire.tensor_table import pack_tensors, unpack_tensors
 
@@ -100,6 +100,22 @@ def test_tensors_that_are_views_come_back_whole() -> None:
             "s": matrix.detach()[:, 1::2].clone(),
         },
     )
+
+
+def test_a_table_that_is_known_is_held_against_each_payload() -> None:
+    header = {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    for _ in range(2):
+        assert_alike(unpack_tensors(table(header, bytes(4))), {"w": torch.zeros(1)})
+        with pytest.raises(ProtocolError, match="tensors of 4 bytes in a payload of 8"):
+            unpack_tensors(table(header, bytes(8)))
+
+
+@pytest.mark.parametrize(("length", "misses"), [(60_000, 1), (70_000, 0)])
+def test_long_tables_are_not_kept(length: int, misses: int) -> None:
+    before = tensor_table._known_entries.cache_info().misses
+    tensors = {"w" * length: torch.zeros(1)}
+    assert_alike(there_and_back(tensors), tensors)
+    assert tensor_table._known_entries.cache_info().misses - before == misses
 
 
 def test_contiguous_tensors_are_packed_without_a_copy() -> None:

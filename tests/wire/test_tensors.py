@@ -85,10 +85,12 @@ def test_any_tensor_comes_back_bit_for_bit(
         torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
         torch.tensor(2.0).expand(3, 2),
         torch.rand(3, requires_grad=True),
+        torch.rand(3, 4, dtype=torch.bfloat16, requires_grad=True).T,
     ],
 )
 def test_strided_tensors_travel_by_value(tensor: Tensor) -> None:
-    assert torch.equal(from_bytes(to_bytes(tensor), "float32", tensor.shape), tensor.detach())
+    back = from_bytes(to_bytes(tensor), dtype_name(tensor.dtype), tensor.shape)
+    assert torch.equal(back, tensor.detach())
 
 
 def test_the_decoded_tensor_owns_its_memory() -> None:
