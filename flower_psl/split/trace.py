@@ -14,6 +14,9 @@ from flower_psl.errors import CutError
 from flower_psl.split.randomness import seeded
 
 HAND_WRITTEN = "cut elsewhere, or give two hand-written modules to SplitModel"
+# The generators are the process's, so another thread may draw from them during a trace. A forward
+# that does draws in every one.
+_TRACES = 3
 
 
 def ancestors(path: str) -> list[str]:
@@ -91,9 +94,20 @@ class _CutTracer(Tracer):
         self._opened = set(ancestors(at))
 
     def traced(self, model: nn.Module) -> Graph:
-        before = _generator_states()
+        for _ in range(_TRACES):
+            before = _generator_states()
+            graph = self._traced_once(model)
+            if _generator_states() == before:
+                return graph
+        raise CutError(
+            f"the forwards of {type(model).__name__} around the cut draw random numbers "
+            "outside of any layer; a trace would freeze them. Draw them in a submodule that "
+            f"the cut does not go through, {HAND_WRITTEN}."
+        )
+
+    def _traced_once(self, model: nn.Module) -> Graph:
         try:
-            graph = super().trace(model)
+            return super().trace(model)
         except CutError:
             raise
         except Exception as error:  # whatever user code raises when it meets a proxy
@@ -103,13 +117,6 @@ class _CutTracer(Tracer):
                 "must not branch or loop on values that are known only when they run. Move that "
                 f"code into a submodule that the cut does not go through, {HAND_WRITTEN}."
             ) from error
-        if _generator_states() != before:
-            raise CutError(
-                f"the forwards of {type(model).__name__} around the cut draw random numbers "
-                "outside of any layer; a trace would freeze them. Draw them in a submodule that "
-                f"the cut does not go through, {HAND_WRITTEN}."
-            )
-        return graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name not in self._opened

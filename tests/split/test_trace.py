@@ -84,6 +84,18 @@ def test_random_draws_outside_of_layers_are_refused(draw: Callable[[], float]) -
     assert "would freeze them" in message and "in a submodule" in message
 
 
+def test_draws_of_another_thread_do_not_count() -> None:
+    drawn: list[float] = []
+
+    def passing(x: Tensor) -> Tensor:
+        if not drawn:  # as if at that moment
+            drawn.append(random.random())
+        return x
+
+    assert trace(Net(passing), "stem", training=True).nodes
+    assert len(drawn) == 1
+
+
 def test_plain_tensor_attributes_are_read_not_frozen() -> None:
     model = Net(lambda x: x * model.constant)
     graph = trace(model, "stem", training=True)
