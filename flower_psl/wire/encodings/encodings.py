@@ -18,7 +18,6 @@ ENCODINGS: dict[str, Encoding] = {
     "fp16": Cast(torch.float16),
     "int8": Int8(),
 }
-_KEYS = ("activations-encoding", "gradients-encoding", "weights-encoding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ class Encodings:
 
     def to_config(self) -> dict[str, str]:
         """Return the small values that a request carries."""
-        return dict(zip(_KEYS, (self.activations, self.gradients, self.weights), strict=True))
+        return {key: getattr(self, name) for name, key in _KEYS.items()}
 
     @staticmethod
     def from_config(config: Mapping[str, object]) -> "Encodings":
@@ -74,14 +73,17 @@ class Encodings:
             If one is missing or unknown to this reader.
         """
         try:
-            return _encodings(*(str(config.get(key)) for key in _KEYS))
+            return _encodings(*(str(config.get(key)) for key in _KEYS.values()))
         except ConfigError as error:
             raise ProtocolError(
                 f"{error}, as far as this reader knows. Install the same flower-psl on both sides."
             ) from error
 
 
+_KEYS = {field.name: f"{field.name}-encoding" for field in fields(Encodings)}
+
+
 @cache
-def _encodings(activations: str, gradients: str, weights: str) -> Encodings:
+def _encodings(*names: str) -> Encodings:
     """Return encodings that exist; there are few, and every request names its own."""
-    return Encodings(activations=activations, gradients=gradients, weights=weights)
+    return Encodings(**dict(zip(_KEYS, names, strict=True)))
