@@ -161,14 +161,12 @@ class StreamClient:
                 while (data := await call.read()) is not grpc.aio.EOF:
                     received = [frames.unpack(frame) for frame in frames.split(data)]
                     for frame in received:
-                        with _no_running_loop():
-                            answer = self._answer(frame)
+                        answer = self._answer(frame)
                         if answer is not None:
                             await connection.write(answer)
                     for frame in received:
                         if AHEAD in frame.values:
-                            with _no_running_loop():
-                                self._prepare(frame)
+                            self._prepare(frame)
                     # Only now: who computes for long has not lost the server by that.
                     self._last_contact = time.monotonic()
                     if not self._devices:
@@ -192,7 +190,9 @@ class StreamClient:
 
     def _prepare(self, frame: Frame) -> None:
         try:
-            self._devices[frame.node][1].prepare(parts.step_id_of(frame.values, AHEAD))
+            _, device = self._devices[frame.node]
+            with _no_running_loop():
+                device.prepare(parts.step_id_of(frame.values, AHEAD))
         except Exception:  # the request that follows fails in the same way, and is answered
             _LOG.debug("node %d could not prepare a step", frame.node, exc_info=True)
 
@@ -200,11 +200,14 @@ class StreamClient:
         try:
             _, device = self._devices[frame.node]
             if frame.kind is Kind.DESCRIBE:
-                values = parts.description_config(device.describe())
+                with _no_running_loop():
+                    values = parts.description_config(device.describe())
                 return frames.pack(Kind.DESCRIPTION, frame.node, frame.sequence, values)
             weights = self._weights.of(frame.sequence) if frame.values.get(SHARED) else {}
             tensors = unpack_tensors(frame.tensors)
-            reply = device.handle(parts.request_of(frame.values, weights, tensors))
+            request = parts.request_of(frame.values, weights, tensors)
+            with _no_running_loop():
+                reply = device.handle(request)
             answer = frames.pack(
                 Kind.REPLY,
                 frame.node,
