@@ -67,10 +67,14 @@ VENUES = (
             BenchRun("deployment-messages-step", "cnn", "messages", 3, 1),
             BenchRun("deployment-stream-step", "cnn", "stream", 4, 10, quick=True),
             BenchRun("deployment-messages-light-step", "light", "messages", 3, 1),
-            BenchRun("deployment-stream-light-step", "light", "stream", 40, 20, quick=True),
-            BenchRun("deployment-stream-2-peers-step", "peer", "stream", 8, 20),
             BenchRun(
-                "deployment-stream-2-peers-overlap-step", "peer", "stream", 8, 20, overlap=True
+                "deployment-stream-light-step", "light", "stream", 13, 20, quick=True, repeats=3
+            ),
+            BenchRun("deployment-stream-2-peers-step", "peer", "stream", 4, 20, repeats=3),
+            BenchRun(
+                *("deployment-stream-2-peers-overlap-step", "peer", "stream", 4, 20),
+                overlap=True,
+                repeats=3,
             ),
             BenchRun(THROUGHPUT, "throughput", "stream", 6, len(WIDE_BATCHES), quick=True),
         ),
@@ -84,9 +88,11 @@ VENUES = (
         "deployment",
         8,
         (
-            BenchRun("deployment-stream-8-peers-step", "peer", "stream", 12, 10),
+            BenchRun("deployment-stream-8-peers-step", "peer", "stream", 4, 10, repeats=3),
             BenchRun(
-                "deployment-stream-8-peers-overlap-step", "peer", "stream", 12, 10, overlap=True
+                *("deployment-stream-8-peers-overlap-step", "peer", "stream", 4, 10),
+                overlap=True,
+                repeats=3,
             ),
         ),
     ),

@@ -39,6 +39,9 @@ class BenchRun:
         Whether the quick form of the benchmark has it.
     overlap : bool
         Whether the server computes while tensors are on their way.
+    repeats : int
+        How often it is made, each time by new processes: allocator and scheduler settle
+        differently in each, which can weigh more than what is measured.
     """
 
     name: str
@@ -48,6 +51,7 @@ class BenchRun:
     steps: int
     quick: bool = False
     overlap: bool = False
+    repeats: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,7 @@ class Measurement:
 
 
 def measure(run: BenchRun, num_clients: int, run_app: RunApp | None = None) -> Measurement:
-    """Make a run and read its records.
+    """Make a run, as often as it says, and read its records.
 
     Parameters
     ----------
@@ -101,12 +105,19 @@ def measure(run: BenchRun, num_clients: int, run_app: RunApp | None = None) -> M
     RuntimeError
         If the run fails.
     """
-    with tempfile.TemporaryDirectory(prefix="flower-psl-bench-") as folder:
-        if run_app is None:
-            _run_in_process(run, num_clients, Path(folder))
-        else:
-            _run_app(run, num_clients, run_app, folder)
-        return read(Path(folder))
+    made = []
+    for _ in range(run.repeats):
+        with tempfile.TemporaryDirectory(prefix="flower-psl-bench-") as folder:
+            if run_app is None:
+                _run_in_process(run, num_clients, Path(folder))
+            else:
+                _run_app(run, num_clients, run_app, folder)
+            made.append(read(Path(folder)))
+    return Measurement(
+        steps=[step for each in made for step in each.steps],
+        reference_s=[seconds for each in made for seconds in each.reference_s],
+        rounds_s=[seconds for each in made for seconds in each.rounds_s],
+    )
 
 
 def read(folder: Path) -> Measurement:

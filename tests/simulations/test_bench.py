@@ -79,6 +79,13 @@ def test_wide_steps_send_up_to_64_megabytes(wide: Measurement) -> None:
     assert [step["clients"] for step in wide.steps] == [{"0": size} for size in WIDE_BATCHES]
 
 
+def test_a_run_that_is_repeated_has_the_steps_of_every_time(measured: Measurement) -> None:
+    both = measure(BenchRun("light", "light", "in-process", 2, 3, repeats=2), num_clients=2)
+    assert len(both.steps) == 2 * len(measured.steps)
+    assert len(both.reference_s) == 2 * len(measured.reference_s)
+    assert len(both.rounds_s) == 2 * len(measured.rounds_s)
+
+
 def test_a_run_that_fails_says_which_and_shows_its_log() -> None:
     with pytest.raises(RuntimeError, match=r"light ended as finished:failed:\nno room"):
         measure(
