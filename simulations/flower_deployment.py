@@ -83,7 +83,7 @@ class FlowerDeployment(FlowerFederation):
         # Devices do not push the server off a processor that they share with it here, and
         # would not anywhere else. What the SuperNode starts inherits the policy.
         if sys.platform == "linux":
-            pid = self._processes[f"supernode-{node}"].pid
+            pid = self.process_of(f"supernode-{node}")
             os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
 
     def run(
