@@ -10,7 +10,7 @@ from torch import nn
 from flower_psl.client.own_examples import Batch
 from flower_psl.client.stopwatch import Stopwatch
 from flower_psl.errors import ConfigError, ProtocolError
-from flower_psl.split import ClientPass, check_example_wise, client_pass
+from flower_psl.split import ClientPass, ModuleIndex, check_example_wise, client_pass
 from flower_psl.wire import Phase, StepId, StepReply, StepRequest
 
 # Nothing in a segment that passes our check draws from the generator.
@@ -75,9 +75,9 @@ class FusedClients:
                     "device. Build the same model for all of them, or leave out fuse_clients."
                 )
         self._loads = {key: part.load for key, part in parts.items()}
-        self._segment, self._device = model.segment, model.device
+        self._segment, self._device = ModuleIndex(model.segment), model.device
         self._trainable = tuple(
-            name for name, parameter in self._segment.named_parameters() if parameter.requires_grad
+            name for name, parameter in self._segment.parameters.items() if parameter.requires_grad
         )
         self._is_checked = False
         self._pending: tuple[list[StepId], ClientPass] | None = None
@@ -105,7 +105,7 @@ class FusedClients:
         inputs, weights = torch.cat(parts), requests[0].weights
         if not self._is_checked and len(inputs) > 1:
             check_example_wise(
-                self._segment,
+                self._segment.module,
                 weights,
                 inputs,
                 name="client segment",

@@ -18,7 +18,7 @@ from flower_psl.client.state_folder import StateFolder
 from flower_psl.client.stopwatch import Stopwatch
 from flower_psl.errors import ConfigError, ProtocolError
 from flower_psl.sampling import Purpose, derive_seed
-from flower_psl.split import ClientPass, client_pass
+from flower_psl.split import ClientPass, ModuleIndex, client_pass
 from flower_psl.wire import (
     DescribeReply,
     Phase,
@@ -100,8 +100,8 @@ class SplitClient:
                 f"segment is a {type(segment).__name__}; it must be the client's module, such "
                 "as cut(model, at=...).client"
             )
-        self._segment = segment
-        self._tensors = dict([*segment.named_parameters(), *segment.named_buffers()])
+        self._segment = ModuleIndex(segment)
+        self._tensors = {**self._segment.parameters, **self._segment.buffers}
         self._device = torch.device(device)
         self._examples = OwnExamples(
             BatchSource(train_set, collate_fn),
@@ -135,7 +135,7 @@ class SplitClient:
                     "a SplitClient. Leave out fuse_clients."
                 )
             parts[key] = FusablePart(
-                client._segment,
+                client._segment.module,
                 client._device,
                 client._examples.train.is_tensors,
                 client._examples.load,
@@ -254,11 +254,7 @@ class SplitClient:
             phase=request.phase,
             id=request.id,
             gradients=encoded,
-            unused=tuple(
-                name
-                for name, parameter in self._segment.named_parameters()
-                if parameter.requires_grad and name not in gradients
-            ),
+            unused=computed.unused(gradients),
             compute_s=watch.compute_s,
             encode_s=watch.encode_s,
         )

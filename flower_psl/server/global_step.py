@@ -44,7 +44,7 @@ class GlobalStep(SplitStep):
         """
         exchanges: list[Exchange] = []
         try:
-            with kept_buffers(self.learner.model.server):
+            with kept_buffers(self.learner.server):
                 return self._take(plan, timeout_s, ahead, exchanges)
         except DiscardedError as discarded:
             return self._discarded(discarded.failures, *exchanges)
@@ -76,7 +76,7 @@ class GlobalStep(SplitStep):
         activations = [batch.activations.to(self.device) for batch in batches.values()]
         labels = torch.cat([batch.labels for batch in batches.values()]).to(self.device)
         clock.lap("decode")
-        passed = self._forward.run(learner.model.server, plan, activations, labels)
+        passed = self._forward.run(learner.server, plan, activations, labels)
         loss = float(passed.loss.detach())
         clock.lap("server_forward")
         cut_gradients = passed.backward()

@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
-
-from flower_psl.split import load_tensors
+from flower_psl.split import ModuleIndex, load_tensors
 
 
 @contextmanager
-def kept_buffers(segment: nn.Module) -> Iterator[None]:
+def kept_buffers(segment: ModuleIndex) -> Iterator[None]:
     """Put a segment's buffers back to what they were if the block raises.
 
     A forward pass moves BatchNorm's running statistics before it is known whether the step
@@ -17,12 +15,12 @@ def kept_buffers(segment: nn.Module) -> Iterator[None]:
 
     Parameters
     ----------
-    segment : nn.Module
+    segment : ModuleIndex
         The segment.
     """
-    before = {name: buffer.clone() for name, buffer in segment.named_buffers()}
+    before = {name: buffer.clone() for name, buffer in segment.buffers.items()}
     try:
         yield
     except BaseException:
-        load_tensors(segment, before)
+        load_tensors(segment.module, before)
         raise

@@ -8,12 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from flower_psl.split import (
-    SplitModel,
-    load_tensors,
-    segment_tensors,
-    update_running_statistics,
-)
+from flower_psl.split import ModuleIndex, SplitModel, load_tensors, update_running_statistics
 from flower_psl.storage import State, check_alike, check_tensors, load_optimizer_state
 from flower_psl.wire import encode_parameters
 
@@ -55,13 +50,13 @@ class Learner:
         server_only: bool = False,
     ) -> None:
         self.model = model
+        self.client, self.server = ModuleIndex(model.client), ModuleIndex(model.server)
         self._parameters = list((model.server if server_only else model).parameters())
         self.client_parameters = {
             name: parameter
-            for name, parameter in model.client.named_parameters()
+            for name, parameter in self.client.parameters.items()
             if parameter.requires_grad
         }
-        self._client_names = {name for name, _ in model.client.named_parameters()}
         self._optimizer_fn = optimizer_fn
         self._optimizer = optimizer_fn(iter(self._parameters))
         self._scheduler = (
@@ -75,9 +70,10 @@ class Learner:
 
         Raw, they are the model's own tensors where it lies on the CPU, not copies.
         """
-        tensors = segment_tensors(self.model.client)
         return encode_parameters(
-            {name: tensor.cpu() for name, tensor in tensors.items()}, encoding, self._client_names
+            {name: tensor.cpu() for name, tensor in self.client.tensors.items()},
+            encoding,
+            self.client.parameters,
         )
 
     def start_step(self) -> None:
@@ -130,8 +126,8 @@ class Learner:
     def state(self) -> State:
         """Return the segments, the optimizer and its schedule; tensors are no copies."""
         return {
-            "client": segment_tensors(self.model.client),
-            "server": segment_tensors(self.model.server),
+            "client": self.client.tensors,
+            "server": self.server.tensors,
             "optimizer": self._optimizer.state_dict(),
             "schedule": None if self._scheduler is None else self._scheduler.state_dict(),
             "steps_left": self._steps_left,
@@ -140,8 +136,8 @@ class Learner:
     def load_state(self, state: State) -> None:
         """Go on from what `state` returned, in tensors of its own."""
         for name in ("client", "server"):
-            segment = getattr(self.model, name)
-            load_tensors(segment, check_tensors(state[name], segment_tensors(segment)))
+            segment: ModuleIndex = getattr(self, name)
+            load_tensors(segment.module, check_tensors(state[name], segment.tensors))
         if self._scheduler is not None:
             check_alike(state["schedule"], self._scheduler.state_dict(), "schedule")
             self._scheduler.load_state_dict(state["schedule"])

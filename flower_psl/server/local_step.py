@@ -123,7 +123,7 @@ class LocalStep(SplitStep):
         batches, failures = self._received(plan, forwards)
         plan = plan.of(batches)
         clock.lap("decode")
-        with kept_buffers(self.learner.model.server):
+        with kept_buffers(self.learner.server):
             turn = self.update.run(plan, *self._on_device(batches.values()))
         failures |= turn.failures
         plan = plan.of(key for key in batches if key not in turn.failures)

@@ -9,11 +9,11 @@ from flower_psl.errors import ProtocolError, PslError
 from flower_psl.server.global_step import GlobalStep, backward_request
 from flower_psl.server.phase_clock import PhaseClock
 from flower_psl.server.received_batch import ReceivedBatch
-from flower_psl.server.server_forward import check_finite, is_first, raised
+from flower_psl.server.server_forward import is_first, raised
 from flower_psl.server.split_step import Exchange
 from flower_psl.server.step_outcome import StepOutcome
 from flower_psl.server.step_plan import StepPlan
-from flower_psl.split import PartPasses, check_example_wise, segment_tensors
+from flower_psl.split import PartPasses, check_example_wise
 from flower_psl.transport import Answers, exchange_in_portions
 from flower_psl.wire import StepReply, StepRequest
 
@@ -41,7 +41,7 @@ class OverlappedStep(GlobalStep):
         """Take a step, noting its exchanges; a DiscardedError leaves the model as it was."""
         clock = PhaseClock()
         requests = self._begin(plan, ahead, clock)
-        passes = PartPasses(self.learner.model.server)
+        passes = PartPasses(self.learner.server)
         batches, failures = self._forward_parts(
             plan, passes, requests, timeout_s(), exchanges, clock
         )
@@ -111,10 +111,10 @@ class OverlappedStep(GlobalStep):
         """Refuse a server segment for which parts do not come to the whole."""
         few = torch.cat([batch.activations[:_LOOKED_AT] for batch in batches.values()])
         if len(few) > 1:
-            server = self.learner.model.server
+            server = self.learner.server
             check_example_wise(
-                server,
-                segment_tensors(server),
+                server.module,
+                server.tensors,
                 few[:_LOOKED_AT],
                 name="server segment",
                 remedy="Leave out overlap, or replace the layer",
@@ -139,9 +139,8 @@ class OverlappedStep(GlobalStep):
             raise
         except Exception as error:
             parts = [batch.activations.to(self.device) for batch in batches.values()]
-            server = self.learner.model.server
-            raise self._forward.reason(server, plan, parts, labels, error) from error
-        check_finite(plan, loss, passes.outputs(batches))
+            raise self._forward.reason(self.learner.server, plan, parts, labels, error) from error
+        self._forward.check_finite(plan, loss, passes.outputs(batches), labels)
         return float(loss)
 
     def _backward_parts(

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flower_psl.errors import ProtocolError, PslError
 from flower_psl.sampling import Purpose, derive_seed
 from flower_psl.server.discarded import DiscardedError
 from flower_psl.server.step_plan import StepPlan
-from flower_psl.split import LossFn, ServerPass, server_pass
+from flower_psl.split import LossFn, ModuleIndex, ServerPass, seeded, server_pass
 from flower_psl.wire import is_finite
 
 
@@ -30,13 +30,13 @@ class ServerForward:
     seed: int
 
     def run(
-        self, segment: nn.Module, plan: StepPlan, activations: Sequence[Tensor], labels: Tensor
+        self, segment: ModuleIndex, plan: StepPlan, activations: Sequence[Tensor], labels: Tensor
     ) -> ServerPass:
         """Run a segment over a global batch.
 
         Parameters
         ----------
-        segment : nn.Module
+        segment : ModuleIndex
             The server segment.
         plan : StepPlan
             The step.
@@ -58,12 +58,12 @@ class ServerForward:
             raise
         except Exception as error:
             raise self.reason(segment, plan, activations, labels, error) from error
-        check_finite(plan, passed.loss, passed.outputs)
+        self.check_finite(plan, passed.loss, passed.outputs, labels)
         return passed
 
     def reason(
         self,
-        segment: nn.Module,
+        segment: ModuleIndex,
         plan: StepPlan,
         activations: Sequence[Tensor],
         labels: Tensor,
@@ -82,13 +82,18 @@ class ServerForward:
         return raised(str(plan), error, activations, labels)
 
     def run_part(
-        self, segment: nn.Module, plan: StepPlan, client: int, activations: Tensor, labels: Tensor
+        self,
+        segment: ModuleIndex,
+        plan: StepPlan,
+        client: int,
+        activations: Tensor,
+        labels: Tensor,
     ) -> ServerPass:
         """Run a segment over one client's part of a global batch.
 
         Parameters
         ----------
-        segment : nn.Module
+        segment : ModuleIndex
             The server segment.
         plan : StepPlan
             The step.
@@ -120,7 +125,7 @@ class ServerForward:
 
     def _pass(
         self,
-        segment: nn.Module,
+        segment: ModuleIndex,
         plan: StepPlan,
         activations: Sequence[Tensor],
         labels: Tensor,
@@ -134,20 +139,63 @@ class ServerForward:
         position = (plan.server_round, plan.plan, plan.step, *client)
         return derive_seed(self.seed, Purpose.SERVER_FORWARD, *position)
 
+    def check_finite(self, plan: StepPlan, loss: Tensor, outputs: Tensor, labels: Tensor) -> None:
+        """Refuse a loss over a global batch that is not finite.
+
+        Raises
+        ------
+        DiscardedError
+            If what some clients sent is the reason.
+        PslError
+            If there is another.
+        """
+        if not bool(torch.isfinite(loss)):
+            if failures := self._who_is_not_finite(plan, outputs, labels):
+                raise DiscardedError(failures)
+            raise PslError(_not_finite(str(plan), loss))
+
+    @torch.no_grad()
+    def _who_is_not_finite(
+        self, plan: StepPlan, outputs: Tensor, labels: Tensor
+    ) -> dict[int, PslError]:
+        """Return the clients whose outputs or loss are not finite, if those of others are."""
+        sizes = list(plan.batch_sizes.values())
+        parts = zip(
+            plan.batch_sizes, torch.split(outputs, sizes), torch.split(labels, sizes), strict=True
+        )
+        with seeded(self.seed_of(plan), outputs.device):
+            failures: dict[int, PslError] = {
+                key: ProtocolError(
+                    f"client {key}, {plan}: the server segment's outputs for its activations, or "
+                    "their loss, are not finite, while those of other clients are; they may be "
+                    "far too large. FailurePolicy(max_activation_norm=...) bounds them."
+                )
+                for key, part, target in parts
+                if not is_finite(part) or self._is_infinite(part, target)
+            }
+        return failures if len(failures) < len(sizes) else {}
+
+    def _is_infinite(self, outputs: Tensor, labels: Tensor) -> bool:
+        """Tell whether one client's loss is; where every label is ignored, it may be NaN."""
+        try:
+            return bool(torch.isinf(self.loss_fn(outputs, labels)).any())
+        except Exception:  # it was asked for a global batch, and may not be one for a part of it
+            return False
+
     @torch.no_grad()
     def _who_raises(
-        self, segment: nn.Module, plan: StepPlan, activations: Sequence[Tensor], labels: Tensor
+        self, segment: ModuleIndex, plan: StepPlan, activations: Sequence[Tensor], labels: Tensor
     ) -> dict[int, PslError]:
         """Return the clients whose part alone lets the segment or the loss raise.
 
         In evaluation mode: in training mode BatchNorm raises for a single example.
         """
-        segment.eval()
+        segment.train(False)
         failures: dict[int, PslError] = {}
         targets = torch.split(labels, list(plan.batch_sizes.values()))
         for key, part, target in zip(plan.batch_sizes, activations, targets, strict=True):
             try:
-                self.loss_fn(segment(part.clone()), target)
+                self.loss_fn(segment.module(part.clone()), target)
             except Exception as error:
                 failures[key] = raised(f"client {key}, {plan}", error, [part], target)
         return failures
@@ -169,40 +217,9 @@ def raised(
     )
 
 
-def check_finite(plan: StepPlan, loss: Tensor, outputs: Tensor) -> None:
-    """Refuse a loss over a global batch that is not finite.
-
-    Raises
-    ------
-    DiscardedError
-        If what some clients sent is the reason.
-    PslError
-        If there is another.
-    """
-    if not bool(torch.isfinite(loss)):
-        if failures := _who_is_not_finite(plan, outputs):
-            raise DiscardedError(failures)
-        raise PslError(_not_finite(str(plan), loss))
-
-
 def _not_finite(where: str, loss: Tensor) -> str:
     return (
         f"{where}: the loss is {float(loss.detach())}; it must be finite. Lower "
         "the learning rate or set max_grad_norm if training has diverged, and look for "
         "batches in which every label is ignored."
     )
-
-
-def _who_is_not_finite(plan: StepPlan, outputs: Tensor) -> dict[int, PslError]:
-    """Return the clients whose outputs are not finite, if those of others are."""
-    parts = torch.split(outputs, list(plan.batch_sizes.values()))
-    failures: dict[int, PslError] = {
-        key: ProtocolError(
-            f"client {key}, {plan}: the server segment's outputs for its activations are not "
-            "finite, while those of other clients are; they may be far too large. "
-            "FailurePolicy(max_activation_norm=...) bounds them."
-        )
-        for key, part in zip(plan.batch_sizes, parts, strict=True)
-        if not is_finite(part)
-    }
-    return failures if len(failures) < len(parts) else {}

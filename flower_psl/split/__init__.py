@@ -16,6 +16,7 @@ from flower_psl.split.client_pass import (
 from flower_psl.split.cut import cut
 from flower_psl.split.example_wise import check_example_wise
 from flower_psl.split.group_norm import to_group_norm
+from flower_psl.split.module_index import ModuleIndex
 from flower_psl.split.part_passes import PartPasses
 from flower_psl.split.randomness import seeded
 from flower_psl.split.server_pass import LossFn, ServerPass, check_loss_fn
@@ -25,6 +26,7 @@ __all__ = [
     "ClientPass",
     "Inputs",
     "LossFn",
+    "ModuleIndex",
     "PartPasses",
     "ServerPass",
     "SplitModel",

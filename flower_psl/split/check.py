@@ -10,10 +10,11 @@ from torch.optim import Optimizer
 
 from flower_psl.errors import ConfigError, CutError
 from flower_psl.split import client_pass, server_pass
-from flower_psl.split.client_pass import Inputs, segment_tensors
+from flower_psl.split.client_pass import Inputs
 from flower_psl.split.cut import cut
 from flower_psl.split.device_memory import measure_device_memory
 from flower_psl.split.findings import find, random_modules
+from flower_psl.split.module_index import ModuleIndex
 from flower_psl.split.randomness import seeded
 from flower_psl.split.report import Finding, FindingKind, SplitReport
 from flower_psl.split.server_pass import LossFn, check_loss_fn
@@ -202,13 +203,15 @@ def _split_step(
     split: SplitModel, inputs: Inputs, labels: Tensor, loss_fn: LossFn, num_clients: int
 ) -> Tensor:
     """Leave the gradients of one step in the segments, and return the loss."""
-    weights = segment_tensors(split.client)
+    segment = ModuleIndex(split.client)
     parts = [
         slice(int(part[0]), int(part[-1]) + 1)
         for part in torch.arange(len(labels)).tensor_split(num_clients)
     ]
     passes = [
-        client_pass.forward(split.client, weights, _take(inputs, part), training=True, seed=_SEED)
+        client_pass.forward(
+            segment, segment.tensors, _take(inputs, part), training=True, seed=_SEED
+        )
         for part in parts
     ]
     activations = [client.activations for client in passes]
@@ -218,12 +221,13 @@ def _split_step(
             f"the activations of {len(labels)} examples have {rows} rows; the first "
             "dimension of what crosses the cut is the example. Cut where it is."
         )
-    server = server_pass.forward(split.server, activations, labels, loss_fn, seed=_SEED)
-    parameters = dict(split.client.named_parameters())
+    server = server_pass.forward(
+        ModuleIndex(split.server), activations, labels, loss_fn, seed=_SEED
+    )
     for client, cut_gradient in zip(passes, server.backward(), strict=True):
         for name, gradient in client.backward(cut_gradient).items():
-            total = parameters[name].grad
-            parameters[name].grad = gradient if total is None else total + gradient
+            total = segment.parameters[name].grad
+            segment.parameters[name].grad = gradient if total is None else total + gradient
     return server.loss.detach()
 
 

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from flower_psl.errors import CutError
 from flower_psl.split.batch_norm import Moments, record_moments, running_statistics
+from flower_psl.split.module_index import ModuleIndex
 from flower_psl.split.randomness import seeded
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -58,14 +59,17 @@ class ClientPass:
             if gradient is not None
         }
 
+    def unused(self, gradients: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Return the trainable parameters that `backward` found no gradient of."""
+        return tuple(name for name in self._parameters if name not in gradients)
+
 
 def segment_tensors(segment: nn.Module) -> dict[str, Tensor]:
     """Return a segment's parameters and buffers by name, detached, without copies.
 
     Buffers that a ``state_dict`` leaves out are among them: a forward pass needs them.
     """
-    tensors = [*segment.named_parameters(), *segment.named_buffers()]
-    return {name: tensor.detach().contiguous() for name, tensor in tensors}
+    return ModuleIndex(segment).tensors
 
 
 @torch.no_grad()
@@ -89,7 +93,7 @@ def trained_tensors(segment: nn.Module) -> dict[str, Tensor]:
 
 
 def forward(
-    segment: nn.Module,
+    segment: ModuleIndex,
     weights: Mapping[str, Tensor],
     inputs: Inputs,
     *,
@@ -103,7 +107,7 @@ def forward(
 
     Parameters
     ----------
-    segment : nn.Module
+    segment : ModuleIndex
         The client segment.
     weights : mapping of str to Tensor
         Every parameter and buffer, as `segment_tensors` names them.
@@ -120,18 +124,15 @@ def forward(
         If the segment returns anything but one tensor, or changes a buffer that is not
         BatchNorm's.
     """
-    # Always, and not only if the segment's own flag differs: `cut` shares the layers with
-    # the model it was given, whose owner may have put them into another mode.
     segment.train(training)
     parameters = {
         name: weights[name].detach().requires_grad_(training and parameter.requires_grad)
-        for name, parameter in segment.named_parameters()
+        for name, parameter in segment.parameters.items()
     }
     # In training mode a layer may write into its buffers. It gets copies: the caller's
     # change once per accepted step, and not here.
     buffers = {
-        name: weights[name].clone() if training else weights[name]
-        for name, _ in segment.named_buffers()
+        name: weights[name].clone() if training else weights[name] for name in segment.buffers
     }
     args: tuple[Any, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
     kwargs: dict[str, Any] = {}
@@ -142,14 +143,18 @@ def forward(
     recorded: AbstractContextManager[Moments] = nullcontext({})
     unchanged: AbstractContextManager[None] = nullcontext()
     if buffers:
-        recorded, unchanged = record_moments(segment), _constant_buffers(segment, buffers)
+        recorded = record_moments(segment.module)
+        unchanged = _constant_buffers(segment.module, buffers)
     with (
         torch.set_grad_enabled(training),
         recorded as moments,
         unchanged,
         seeded(seed, first.device),
     ):
-        output = functional_call(segment, {**parameters, **buffers}, args, kwargs)
+        tensors = {**parameters, **buffers}
+        output = functional_call(
+            segment.module, tensors, args, kwargs, tie_weights=segment.is_tied
+        )
     if not isinstance(output, Tensor):
         raise CutError(
             f"the client segment returned a {type(output).__name__}; the activations are "

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flower_psl.split.module_index import ModuleIndex
 from flower_psl.split.randomness import seeded
 from flower_psl.split.server_pass import LossFn, backpropagate, cut_gradient, scalar
 
@@ -29,12 +30,13 @@ class PartPasses:
 
     Parameters
     ----------
-    segment : nn.Module
+    segment : ModuleIndex
         The server segment, which is put into training mode.
     """
 
-    def __init__(self, segment: nn.Module) -> None:
-        self._segment = segment.train()
+    def __init__(self, segment: ModuleIndex) -> None:
+        segment.train()
+        self._segment = segment.module
         self._parts: dict[int, _Part] = {}
 
     def forward(self, client: int, activations: Tensor) -> None:

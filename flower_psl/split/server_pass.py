@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flower_psl.errors import ConfigError, PslError
+from flower_psl.split.module_index import ModuleIndex
 from flower_psl.split.randomness import seeded
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -68,7 +69,7 @@ def check_loss_fn(loss_fn: LossFn) -> None:
 
 
 def forward(
-    segment: nn.Module,
+    segment: ModuleIndex,
     activations: Sequence[Tensor],
     labels: Tensor,
     loss_fn: LossFn,
@@ -79,7 +80,7 @@ def forward(
 
     Parameters
     ----------
-    segment : nn.Module
+    segment : ModuleIndex
         The server segment. Its buffers change as in centralized training.
     activations : sequence of Tensor
         ``(b_k, ...)``: the clients' activations, in client order.
@@ -99,7 +100,7 @@ def forward(
     parts = [part.detach().requires_grad_() for part in activations]
     with torch.enable_grad(), seeded(seed, parts[0].device):
         # The segment gets no leaf of the graph, since its first layer may work in place.
-        outputs = segment(torch.cat(parts))
+        outputs = segment.module(torch.cat(parts))
         loss = loss_fn(outputs, labels)
     return ServerPass(outputs=outputs.detach(), loss=scalar(loss), _activations=parts)
 

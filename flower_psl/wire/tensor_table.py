@@ -157,4 +157,4 @@ def _check_cover(entries: Sequence[_Entry], length: int) -> None:
 
 
 def _tensor(entry: _Entry, payload: memoryview) -> Tensor:
-    return copied(payload[entry.start : entry.end], entry.dtype).reshape(entry.shape)
+    return copied(payload[entry.start : entry.end], entry.dtype, entry.shape)

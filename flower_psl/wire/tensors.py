@@ -102,7 +102,7 @@ def from_bytes(data: bytes, dtype: str, shape: Sequence[int]) -> Tensor:
             f"{len(data)} bytes for a {dtype} tensor of shape {tuple(shape)}, which has "
             f"{expected_bytes}; the payload is cut off or its header is wrong. Send it again."
         )
-    return copied(data, torch_dtype).reshape(tuple(shape))
+    return copied(data, torch_dtype, tuple(shape))
 
 
 def check_shape(shape: Sequence[object]) -> None:
@@ -132,17 +132,17 @@ def _is_shape(shape: Sequence[object]) -> bool:
     return product < 2**63
 
 
-def copied(data: bytes | memoryview, dtype: torch.dtype) -> Tensor:
-    """Return the elements that some bytes are, in memory that torch has allocated.
+def copied(data: bytes | memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Return the tensor that some bytes are, as many as it has, in memory of torch's own.
 
     The last bits of a matrix product can depend on how its operands are aligned in memory, and
     torch aligns its own always alike. So what was received gives the bits that it would have
     given where it was made.
     """
-    tensor = torch.empty(len(data), dtype=torch.uint8)
+    tensor = torch.empty(shape, dtype=dtype)
     if len(data):
-        tensor.numpy().data[:] = data
-    return tensor.view(dtype)
+        as_bytes_view(tensor)[:] = data
+    return tensor
 
 
 def payload_bytes(tensors: Sequence[Tensor]) -> int:

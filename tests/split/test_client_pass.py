@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flower_psl import CutError
-from flower_psl.split import load_tensors, segment_tensors, trained_tensors
+from flower_psl.split import ModuleIndex, load_tensors, segment_tensors, trained_tensors
 from flower_psl.split.client_pass import ClientPass, forward
 
 
@@ -60,7 +60,7 @@ def conv_segment() -> nn.Sequential:
 
 
 def run(segment: nn.Module, x: Tensor, *, training: bool = True, seed: int = 0) -> ClientPass:
-    return forward(segment, segment_tensors(segment), x, training=training, seed=seed)
+    return forward(ModuleIndex(segment), segment_tensors(segment), x, training=training, seed=seed)
 
 
 def test_gradients_are_those_of_autograd_in_one_piece() -> None:
@@ -87,7 +87,9 @@ def test_several_inputs_are_arguments(
 ) -> None:
     segment, x, y = TwoInputs(), torch.rand(5, 3), torch.rand(5, 2)
     inputs = pack(x, y)
-    computed = forward(segment, segment_tensors(segment), inputs, training=True, seed=0)
+    computed = forward(
+        ModuleIndex(segment), segment_tensors(segment), inputs, training=True, seed=0
+    )
     assert torch.equal(computed.activations, segment(x, y))
 
 
@@ -114,8 +116,10 @@ def test_the_segment_and_the_weights_stay_as_they_are() -> None:
     weights = {name: tensor.clone() for name, tensor in segment_tensors(segment).items()}
     before = copy.deepcopy(segment.state_dict())
     given = {name: tensor.clone() for name, tensor in weights.items()}
-    forward(segment, weights, x, training=True, seed=0).backward(torch.rand(4, 4, 5, 5))
-    forward(segment, weights, x, training=False, seed=0)
+    forward(ModuleIndex(segment), weights, x, training=True, seed=0).backward(
+        torch.rand(4, 4, 5, 5)
+    )
+    forward(ModuleIndex(segment), weights, x, training=False, seed=0)
     for name, tensor in segment.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     for name, tensor in weights.items():
@@ -127,7 +131,7 @@ def test_the_segment_and_the_weights_stay_as_they_are() -> None:
 def test_the_weights_count_and_not_those_of_the_segment() -> None:
     segment, other = nn.Linear(3, 2), nn.Linear(3, 2)
     x = torch.rand(4, 3)
-    computed = forward(segment, segment_tensors(other), x, training=True, seed=0)
+    computed = forward(ModuleIndex(segment), segment_tensors(other), x, training=True, seed=0)
     assert torch.equal(computed.activations, other(x))
 
 
@@ -137,8 +141,8 @@ def test_a_meta_segment_is_enough() -> None:
         meta = conv_segment()
     x, upstream = torch.rand(4, 3, 5, 5), torch.rand(4, 4, 5, 5)
     weights = segment_tensors(segment)
-    ours = forward(meta, weights, x, training=True, seed=3)
-    theirs = forward(segment, weights, x, training=True, seed=3)
+    ours = forward(ModuleIndex(meta), weights, x, training=True, seed=3)
+    theirs = forward(ModuleIndex(segment), weights, x, training=True, seed=3)
     assert torch.equal(ours.activations, theirs.activations)
     expected = theirs.backward(upstream)
     for name, gradient in ours.backward(upstream).items():

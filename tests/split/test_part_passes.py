@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flower_psl import ConfigError, PslError
-from flower_psl.split import PartPasses
+from flower_psl.split import ModuleIndex, PartPasses
 from flower_psl.split.server_pass import forward
 
 LABELS = torch.arange(6) % 3
@@ -27,7 +27,7 @@ def parts() -> dict[int, Tensor]:
 
 def passed(segment: nn.Module, order: list[int]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Return loss, cut gradients and the segment's, with forward passes in an order."""
-    passes = PartPasses(segment)
+    passes = PartPasses(ModuleIndex(segment))
     for client in order:
         passes.forward(client, parts()[client])
     loss = passes.loss(SIZES, LABELS, functional.cross_entropy, seed=0)
@@ -37,7 +37,9 @@ def passed(segment: nn.Module, order: list[int]) -> tuple[Tensor, list[Tensor], 
 
 def test_parts_come_to_what_one_pass_over_the_batch_does() -> None:
     segment = server()
-    whole = forward(segment, list(parts().values()), LABELS, functional.cross_entropy, seed=0)
+    whole = forward(
+        ModuleIndex(segment), list(parts().values()), LABELS, functional.cross_entropy, seed=0
+    )
     expected = whole.backward()
     loss, gradients, own = passed(server(), list(SIZES))
     torch.testing.assert_close(loss, whole.loss.detach(), rtol=1e-12, atol=0.0)
@@ -56,21 +58,21 @@ def test_the_order_of_forward_passes_changes_no_bit() -> None:
 
 
 def test_the_loss_is_that_of_the_parts_that_it_is_asked_for() -> None:
-    passes = PartPasses(server())
+    passes = PartPasses(ModuleIndex(server()))
     for client, activations in parts().items():
         passes.forward(client, activations)
     loss = passes.loss([7, 5], LABELS[[0, 4, 5]], functional.cross_entropy, seed=0)
     alone = list(parts().values())
-    expected = forward(
-        server(), [alone[0], alone[2]], LABELS[[0, 4, 5]], functional.cross_entropy, seed=0
-    )
+    segment = ModuleIndex(server())
+    some = [alone[0], alone[2]]
+    expected = forward(segment, some, LABELS[[0, 4, 5]], functional.cross_entropy, seed=0)
     torch.testing.assert_close(loss, expected.loss.detach(), rtol=1e-12, atol=0.0)
     assert passes.outputs([5]).shape == (2, 3)
 
 
 def test_activations_stay_as_they_came() -> None:
     given = parts()
-    passes = PartPasses(server())
+    passes = PartPasses(ModuleIndex(server()))
     passes.forward(2, given[2])
     assert torch.equal(given[2], parts()[2])
     assert not given[2].requires_grad
@@ -86,7 +88,7 @@ def test_activations_stay_as_they_came() -> None:
 def test_a_loss_that_is_none_is_refused(
     loss_fn: nn.Module, error: type[Exception], text: str
 ) -> None:
-    passes = PartPasses(server())
+    passes = PartPasses(ModuleIndex(server()))
     passes.forward(2, parts()[2])
     with pytest.raises(error, match=text):
         passes.loss([2], LABELS[:3], loss_fn, seed=0)
@@ -98,7 +100,7 @@ class Deaf(nn.Module):
 
 
 def test_a_segment_that_does_not_use_its_input_is_refused() -> None:
-    passes = PartPasses(Deaf())
+    passes = PartPasses(ModuleIndex(Deaf()))
     passes.forward(2, parts()[2])
     passes.loss([2], LABELS[:3], functional.cross_entropy, seed=0)
     with pytest.raises(PslError, match="the server segment must use its input"):

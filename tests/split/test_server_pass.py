@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flower_psl import ConfigError, PslError
-from flower_psl.split import check_loss_fn
+from flower_psl.split import ModuleIndex, check_loss_fn
 from flower_psl.split.server_pass import LossFn, ServerPass, forward
 
 
@@ -24,14 +24,14 @@ def run(
     if activations is None:
         activations = torch.rand(6, 4, generator=torch.Generator().manual_seed(1))
     parts = torch.split(activations, [4, 2])
-    return forward(segment, parts, torch.arange(6) % 3, loss_fn, seed=5)
+    return forward(ModuleIndex(segment), parts, torch.arange(6) % 3, loss_fn, seed=5)
 
 
 def test_loss_and_gradients_are_those_of_autograd_in_one_piece() -> None:
     segment, reference = server(), server()
     activations, labels = torch.rand(6, 4), torch.arange(6) % 3
     parts = torch.split(activations, [1, 3, 2])
-    passed = forward(segment, parts, labels, functional.cross_entropy, seed=5)
+    passed = forward(ModuleIndex(segment), parts, labels, functional.cross_entropy, seed=5)
     gradients = passed.backward()
 
     whole = activations.clone().requires_grad_()
@@ -75,7 +75,7 @@ def test_the_activations_given_are_not_changed() -> None:
 def test_a_first_layer_may_work_in_place_on_one_clients_activations() -> None:
     activations, labels = torch.randn(6, 4), torch.arange(6) % 3
     segment = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3))
-    passed = forward(segment, [activations], labels, functional.cross_entropy, seed=5)
+    passed = forward(ModuleIndex(segment), [activations], labels, functional.cross_entropy, seed=5)
     [gradient] = passed.backward()
     whole = activations.clone().requires_grad_()
     functional.cross_entropy(segment[1](whole.relu()), labels).backward()  # type: ignore[no-untyped-call]

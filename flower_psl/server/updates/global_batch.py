@@ -43,7 +43,7 @@ class GlobalBatch:
         """Take one step with the gradient of the loss over the global batch."""
         learner, loss_fn, every_label = self._learner, self._forward.loss_fn, torch.cat([*labels])
         learner.start_step()
-        passed = self._forward.run(learner.model.server, plan, activations, every_label)
+        passed = self._forward.run(learner.server, plan, activations, every_label)
         whole = loss_normalizer(loss_fn, every_label)
         normalizers = [loss_normalizer(loss_fn, part) for part in labels]
         if plan.step == 1:

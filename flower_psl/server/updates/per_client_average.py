@@ -13,7 +13,7 @@ from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.step_plan import StepPlan
 from flower_psl.server.updates.server_update import ServerTurn, part_update, turn_of_parts
 from flower_psl.server.weighted_mean import weighted_mean
-from flower_psl.split import load_tensors, segment_tensors
+from flower_psl.split import load_tensors
 from flower_psl.storage import State
 
 
@@ -75,19 +75,16 @@ class PerClientAverage:
         """Average the copies into the server segment, and drop them."""
         if not self._copies:
             return
-        copies = {
-            key: segment_tensors(learner.model.server)
-            for key, learner in sorted(self._copies.items())
-        }
+        copies = {key: learner.server.tensors for key, learner in sorted(self._copies.items())}
         mean = weighted_mean(copies, self._weights)
-        segment = self._learner.model.server
+        segment = self._learner.server
         # What no copy has changed stays as it is, to the last bit.
         changed = {
             name
-            for name, tensor in segment_tensors(segment).items()
+            for name, tensor in segment.tensors.items()
             if any(not torch.equal(copy[name], tensor) for copy in copies.values())
         }
-        load_tensors(segment, {name: mean[name] for name in changed})
+        load_tensors(segment.module, {name: mean[name] for name in changed})
         self._copies, self._weights = {}, {}
 
     def state(self) -> State:
@@ -100,7 +97,7 @@ class PerClientAverage:
 
     def load_state(self, state: State) -> None:
         """Go on with the copies that `state` returned."""
-        client = segment_tensors(self._learner.model.client)
+        client = self._learner.client.tensors
         self._copies = {key: self._learner.server_copy() for key in state["copies"]}
         for key, copy in self._copies.items():
             copy.load_state({**state["copies"][key], "client": client})

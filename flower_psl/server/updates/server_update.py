@@ -99,8 +99,8 @@ def part_update(
     """
     learner.start_step()
     try:
-        with kept_buffers(learner.model.server):
-            passed = forward.run_part(learner.model.server, plan, key, activations, labels)
+        with kept_buffers(learner.server):
+            passed = forward.run_part(learner.server, plan, key, activations, labels)
     except PslError as error:
         if is_first:
             raise

@@ -18,6 +18,7 @@ from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.step_plan import StepPlan
 from flower_psl.server.torn import TornError
 from flower_psl.server.updates import SERVER_UPDATES, ServerUpdate
+from flower_psl.split import ModuleIndex
 from flower_psl.storage import pack_state, unpack_state
 
 PLAN = StepPlan(server_round=1, step=1, batch_sizes={2: 3, 5: 1}, starts={2: 0, 5: 0})
@@ -204,7 +205,7 @@ def test_a_step_of_which_no_part_can_be_computed_is_no_step(name: str) -> None:
     update = make(name, nn.CrossEntropyLoss(), learner_of(split))
     with (
         pytest.raises((DiscardedError, PslError), match="the loss is nan"),
-        kept_buffers(split.server),
+        kept_buffers(ModuleIndex(split.server)),
     ):
         update.run(plan, [part * torch.inf for part in activations], labels)
     update.end_round()
