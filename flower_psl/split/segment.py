@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Signature
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
@@ -143,15 +144,14 @@ class Segment(nn.Module):
 
     def _run(self, step: Step, values: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
         args: tuple[Any, ...] = _plain(step.args, values)
-        kwargs: dict[str, Any] = _plain(step.kwargs, values)
+        kwargs: dict[str, Any] = _plain(step.kwargs, values) if step.kwargs else {}
         match step.op:
             case "placeholder":
                 return arguments[step.target]
             case "get_attr":
-                owner, _, name = step.target.rpartition(".")
-                return getattr(self.get_submodule(owner), name)
+                return attrgetter(step.target)(self)
             case "call_module":
-                return self.get_submodule(step.target)(*args, **kwargs)
+                return attrgetter(step.target)(self)(*args, **kwargs)
             case "call_method":
                 return getattr(args[0], step.target)(*args[1:], **kwargs)
             case "call_function":
