@@ -47,10 +47,10 @@ class Venue:
 THROUGHPUT = "throughput"
 
 
-def _peers(num_clients: int, *, steps: int) -> tuple[BenchRun, ...]:
+def _peers(num_clients: int) -> tuple[BenchRun, ...]:
     """Return the runs of the peers' work, without and with overlap."""
     name = f"deployment-stream-{num_clients}-peers"
-    plain = BenchRun(f"{name}-step", "peer", "stream", 4, steps, repeats=3)
+    plain = BenchRun(f"{name}-step", "peer", "stream", 4, 20, repeats=3)
     return plain, replace(plain, name=f"{name}-overlap-step", overlap=True)
 
 
@@ -78,7 +78,7 @@ VENUES = (
             BenchRun(
                 "deployment-stream-light-step", "light", "stream", 13, 20, quick=True, repeats=3
             ),
-            *_peers(2, steps=20),
+            *_peers(2),
             BenchRun(THROUGHPUT, "throughput", "stream", 6, len(WIDE_BATCHES), quick=True),
         ),
     ),
@@ -87,7 +87,7 @@ VENUES = (
         200,
         (BenchRun("simulation-stream-200-clients-step", "many", "stream", 2, 10),),
     ),
-    Venue("deployment", 8, _peers(8, steps=10)),
+    Venue("deployment", 8, _peers(8)),
 )
 
 
