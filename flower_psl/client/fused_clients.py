@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from flower_psl.client.own_examples import Batch
 from flower_psl.client.stopwatch import Stopwatch
@@ -22,7 +21,7 @@ class FusablePart(NamedTuple):
 
     Attributes
     ----------
-    segment : nn.Module
+    segment : ModuleIndex
         Its segment.
     device : torch.device
         Where it computes.
@@ -32,7 +31,7 @@ class FusablePart(NamedTuple):
         Returns its part of a step.
     """
 
-    segment: nn.Module
+    segment: ModuleIndex
     device: torch.device
     is_tensors: bool
     load: Callable[[StepId], Batch]
@@ -60,6 +59,7 @@ class FusedClients:
 
     def __init__(self, parts: Mapping[int, FusablePart]) -> None:
         first, model = next(iter(parts.items()))
+        layers = str(model.segment.module)
         for key, part in parts.items():
             if not part.is_tensors:
                 raise ConfigError(
@@ -68,14 +68,14 @@ class FusedClients:
                     "all clients cannot repeat. Leave out fuse_clients, or make tensors of the "
                     "data first."
                 )
-            if (str(part.segment), part.device) != (str(model.segment), model.device):
+            if (str(part.segment.module), part.device) != (layers, model.device):
                 raise ConfigError(
                     f"client {key}: its segment, on {part.device}, is not that of client {first}, "
                     f"on {model.device}; one pass for all clients needs one segment on one "
                     "device. Build the same model for all of them, or leave out fuse_clients."
                 )
         self._loads = {key: part.load for key, part in parts.items()}
-        self._segment, self._device = ModuleIndex(model.segment), model.device
+        self._segment, self._device = model.segment, model.device
         self._trainable = tuple(
             name for name, parameter in self._segment.parameters.items() if parameter.requires_grad
         )
@@ -157,6 +157,6 @@ class FusedClients:
             )
             for step in ids
         ]
-        unused = tuple(name for name in self._trainable if name not in gradients)
+        unused = pending[1].unused(gradients)
         replies[0] = replace(replies[0], gradients=gradients, unused=unused)
         return replies

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from flower_psl.errors import CheckpointError
 from flower_psl.split import (
     ClientPass,
-    segment_tensors,
+    ModuleIndex,
     trained_tensors,
     update_running_statistics,
 )
@@ -29,7 +29,7 @@ class LocalSegment:
     segment : nn.Module
         The client segment, a description: it may be on the meta device, and is not changed.
     weights : mapping of str to Tensor
-        Every parameter and buffer to start from, as `segment_tensors` names them; copied.
+        Every parameter and buffer to start from, as `ModuleIndex.tensors` names them; copied.
     optimizer_fn : callable
         Makes the optimizer of the segment's parameters.
     device : torch.device
@@ -62,14 +62,14 @@ class LocalSegment:
             id(buffer): weights[name].to(device, copy=True)
             for name, buffer in segment.named_buffers()
         }
-        self._segment = copy.deepcopy(segment, {**own})
-        self._optimizer = optimizer_fn(self._segment.parameters())
+        self._segment = ModuleIndex(copy.deepcopy(segment, {**own}))
+        self._optimizer = optimizer_fn(self._segment.module.parameters())
         self.waiting: StepId | None = None
         self.settled: StepId | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all parameters and buffers by name, without copies."""
-        return segment_tensors(self._segment)
+        return self._segment.tensors
 
     def trained(self) -> dict[str, Tensor]:
         """Return copies of what training changes, on the CPU."""
@@ -89,10 +89,10 @@ class LocalSegment:
             Gradient of this client's own loss by its activations.
         """
         gradients = computed.backward(gradient)
-        for name, parameter in self._segment.named_parameters():
+        for name, parameter in self._segment.parameters.items():
             parameter.grad = gradients.get(name)
         self._optimizer.step()
-        update_running_statistics(self._segment, [computed.moments])
+        update_running_statistics(self._segment.module, [computed.moments])
         self.waiting, self.settled = None, step
 
     def state(self) -> bytes:

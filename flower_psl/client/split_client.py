@@ -135,7 +135,7 @@ class SplitClient:
                     "a SplitClient. Leave out fuse_clients."
                 )
             parts[key] = FusablePart(
-                client._segment.module,
+                client._segment,
                 client._device,
                 client._examples.train.is_tensors,
                 client._examples.load,

@@ -29,14 +29,12 @@ def whole_number(name: str, value: object, *, at_least: int, below: int | None =
     ConfigError
         If `value` is no integer or lies outside the limits.
     """
-    if type(value) is int:  # the usual case; to ask what else is an integer takes far longer
-        number = value
-    elif isinstance(value, bool) or not isinstance(value, Integral):
+    # The usual case first: to ask what else is an integer takes far longer.
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, Integral)):
         raise ConfigError(
             f"{name} is {value!r} ({type(value).__name__}); it must be a whole number: pass an int"
         )
-    else:
-        number = int(value)
+    number = int(value)
     if number < at_least:
         raise ConfigError(f"{name} is {number}; it must be at least {at_least}: pass a larger int")
     if below is not None and number >= below:

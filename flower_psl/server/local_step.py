@@ -245,7 +245,7 @@ class LocalStep(SplitStep):
         self, replies: Mapping[int, StepReply]
     ) -> tuple[dict[int, Mapping[str, Tensor]], dict[int, PslError]]:
         """Return what the clients have trained, by node, and whose cannot be used."""
-        own = trained_tensors(self.learner.model.client)
+        own = trained_tensors(self.learner.client)
         # Running statistics too: evaluation divides by them.
         bounded = [name for name in own if own[name].is_floating_point()]
         trained: dict[int, Mapping[str, Tensor]] = {}
@@ -268,7 +268,7 @@ class LocalStep(SplitStep):
         weights: Mapping[int, float],
     ) -> None:
         """Make one client segment of those that came."""
-        own = trained_tensors(self.learner.model.client)
+        own = trained_tensors(self.learner.client)
         parameters = list(self.learner.client_parameters)
         merged: dict[str, Tensor] = {}
         if parameters:

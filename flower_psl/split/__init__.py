@@ -10,7 +10,6 @@ from flower_psl.split.client_pass import (
     ClientPass,
     Inputs,
     load_tensors,
-    segment_tensors,
     trained_tensors,
 )
 from flower_psl.split.cut import cut
@@ -39,7 +38,6 @@ __all__ = [
     "cut",
     "load_tensors",
     "seeded",
-    "segment_tensors",
     "to_group_norm",
     "trained_tensors",
     "update_running_statistics",

@@ -64,14 +64,6 @@ class ClientPass:
         return tuple(name for name in self._parameters if name not in gradients)
 
 
-def segment_tensors(segment: nn.Module) -> dict[str, Tensor]:
-    """Return a segment's parameters and buffers by name, detached, without copies.
-
-    Buffers that a ``state_dict`` leaves out are among them: a forward pass needs them.
-    """
-    return ModuleIndex(segment).tensors
-
-
 @torch.no_grad()
 def load_tensors(segment: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Copy values into a segment's parameters and buffers of the same names."""
@@ -80,16 +72,16 @@ def load_tensors(segment: nn.Module, values: Mapping[str, Tensor]) -> None:
             tensor.copy_(values[name])
 
 
-def trained_tensors(segment: nn.Module) -> dict[str, Tensor]:
-    """Return, as `segment_tensors` does, what training changes.
+def trained_tensors(segment: ModuleIndex) -> dict[str, Tensor]:
+    """Return those of a segment's tensors that training changes.
 
     These are the trainable parameters and BatchNorm's running statistics: a forward pass
     that changes another buffer is refused.
     """
-    changing = running_statistics(segment) | {
-        name for name, parameter in segment.named_parameters() if parameter.requires_grad
+    changing = running_statistics(segment.module) | {
+        name for name, parameter in segment.parameters.items() if parameter.requires_grad
     }
-    return {name: value for name, value in segment_tensors(segment).items() if name in changing}
+    return {name: value for name, value in segment.tensors.items() if name in changing}
 
 
 def forward(
@@ -110,7 +102,7 @@ def forward(
     segment : ModuleIndex
         The client segment.
     weights : mapping of str to Tensor
-        Every parameter and buffer, as `segment_tensors` names them.
+        Every parameter and buffer, as `ModuleIndex.tensors` names them.
     inputs : Tensor, tuple or dict of Tensor
         Positional or keyword arguments of the segment, batch first.
     training : bool

@@ -24,7 +24,7 @@ def check_example_wise(
     segment : nn.Module
         The segment; it may be on the meta device.
     weights : mapping of str to Tensor
-        Its parameters and buffers, as `segment_tensors` names them.
+        Its parameters and buffers, as `ModuleIndex.tensors` names them.
     inputs : Tensor
         ``(n, ...)``: a batch of examples that differ.
     name : str

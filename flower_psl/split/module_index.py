@@ -30,19 +30,20 @@ class ModuleIndex:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.parameters = dict(module.named_parameters())
-        self._modules = tuple(module.modules())
-        self._has_buffers = bool(self._named_buffers())
-        names = [
+        buffers = dict(module.named_buffers())
+        self._has_buffers = bool(buffers)
+        named = [
             *module.named_parameters(remove_duplicate=False),
             *module.named_buffers(remove_duplicate=False),
         ]
-        self.is_tied = len(names) > len(self.parameters) + len(self._named_buffers())
+        self.is_tied = len(named) > len(self.parameters) + len(buffers)
+        self._modules = tuple(module.modules())
         self._modes: tuple[bool, ...] = ()
 
     @property
     def buffers(self) -> dict[str, Tensor]:
         """Its buffers by name, each once; a layer may have put others into their places."""
-        return self._named_buffers() if self._has_buffers else {}
+        return dict(self.module.named_buffers()) if self._has_buffers else {}
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -62,6 +63,3 @@ class ModuleIndex:
         if self._modes != (mode, *[module.training for module in self._modules]):
             self.module.train(mode)
             self._modes = (mode, *[module.training for module in self._modules])
-
-    def _named_buffers(self) -> dict[str, Tensor]:
-        return dict(self.module.named_buffers())

@@ -144,7 +144,7 @@ class Segment(nn.Module):
 
     def _run(self, step: Step, values: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
         args: tuple[Any, ...] = _plain(step.args, values)
-        kwargs: dict[str, Any] = _plain(step.kwargs, values) if step.kwargs else {}
+        kwargs: dict[str, Any] = _plain(step.kwargs, values)
         match step.op:
             case "placeholder":
                 return arguments[step.target]

@@ -11,7 +11,6 @@ from flower_psl.errors import ProtocolError
 
 # Room for a table of some ten thousand tensors.
 LONGEST_TEXT_BYTES = 1_000_000
-_DECODER = json.JSONDecoder()
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
@@ -45,10 +44,7 @@ def from_json(text: str | bytes | memoryview, what: str) -> dict[str, object]:
     """
     _check_length(len(text), what)
     try:
-        text = text if isinstance(text, str) else str(text, "utf-8")
-        values, end = _DECODER.raw_decode(text)
-        if text[end:].strip():
-            raise ValueError(f"something follows it: {text[end : end + 20]!r}")
+        values = json.loads(text if isinstance(text, str) else str(text, "utf-8"))
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"{what} are no JSON: {error}") from error
     if not isinstance(values, dict):

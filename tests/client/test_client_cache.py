@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 from flower_psl import ConfigError, SplitClient
 from flower_psl.client.client_cache import ClientCache
-from flower_psl.split import segment_tensors
+from flower_psl.split import ModuleIndex
 from flower_psl.wire import Phase, StepId, StepRequest
 
 
@@ -23,7 +23,7 @@ def make_client(context: Context) -> SplitClient:
 
 def forward(client: SplitClient, step: int) -> StepId:
     step_id = StepId(0, 1, 0, step, 3, 0, 2)
-    weights = segment_tensors(nn.Linear(2, 2))
+    weights = ModuleIndex(nn.Linear(2, 2)).tensors
     client.handle(StepRequest(phase=Phase.FORWARD, id=step_id, weights=weights))
     return step_id
 

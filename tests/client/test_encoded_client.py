@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from flower_psl import Encodings, ProtocolError, SplitClient
-from flower_psl.split import segment_tensors
+from flower_psl.split import ModuleIndex
 from flower_psl.wire import (
     ENCODINGS,
     Phase,
@@ -38,7 +38,7 @@ PARAMETERS = dict(segment().named_parameters())
 
 
 def request(encodings: Encodings, phase: Phase, step: StepId = ID) -> StepRequest:
-    weights = encode_parameters(segment_tensors(segment()), encodings.weights, PARAMETERS)
+    weights = encode_parameters(ModuleIndex(segment()).tensors, encodings.weights, PARAMETERS)
     if phase is not Phase.BACKWARD:
         return StepRequest(phase=phase, id=step, weights=weights, encodings=encodings)
     encoded = encode_batch("gradient", GRADIENT, encodings.gradients, lambda: 1)
@@ -161,7 +161,7 @@ def test_double_precision_stays_double(encoding: str) -> None:
     double = segment().double()
     data = TensorDataset(DATA.tensors[0].double(), DATA.tensors[1])
     encodings = all_of(encoding)
-    weights = encode_parameters(segment_tensors(double), encoding, PARAMETERS)
+    weights = encode_parameters(ModuleIndex(double).tensors, encoding, PARAMETERS)
     client = SplitClient(double, data)
     forward = client.handle(replace(request(encodings, Phase.FORWARD), weights=weights))
     assert forward.activation_dtype == torch.float64
@@ -190,7 +190,7 @@ def test_double_precision_stays_double(encoding: str) -> None:
             },
             "a scale that is NaN or infinite",
         ),
-        ({"weights": segment_tensors(segment())}, "'0.weight' encoded as 'int8' without"),
+        ({"weights": ModuleIndex(segment()).tensors}, "'0.weight' encoded as 'int8' without"),
     ],
 )
 def test_what_is_not_encoded_as_it_says_is_refused(change: dict[str, object], text: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset, default_collate
 
 from flower_psl import ConfigError, ProtocolError, SplitClient
-from flower_psl.split import segment_tensors
+from flower_psl.split import ModuleIndex
 from flower_psl.wire import Phase, StepId, StepReply, StepRequest
 
 NUM_EXAMPLES = 9
@@ -51,7 +51,7 @@ def clients(
 def forwards(
     sizes: Mapping[int, int], layers: Callable[[], nn.Module] = TwoBranches
 ) -> list[StepRequest]:
-    weights = segment_tensors(build(layers))
+    weights = ModuleIndex(build(layers)).tensors
     return [
         StepRequest(
             phase=Phase.FORWARD,

@@ -12,7 +12,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.utils.data import TensorDataset
 
 from flower_psl import ConfigError, ProtocolError, SplitClient
-from flower_psl.split import segment_tensors
+from flower_psl.split import ModuleIndex
 from flower_psl.wire import Phase, StepId, StepReply, StepRequest
 
 DATA = TensorDataset(
@@ -42,7 +42,7 @@ def adam(parameters: Iterable[nn.Parameter]) -> Optimizer:
     return Adam(parameters, lr=0.1)
 
 
-WEIGHTS = segment_tensors(segment())
+WEIGHTS = ModuleIndex(segment()).tensors
 
 
 def device(
@@ -92,7 +92,7 @@ def test_a_round_is_that_of_a_plain_loop() -> None:
     )
     model = copy.deepcopy(segment()[:2])
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
-    weights = segment_tensors(model)
+    weights = ModuleIndex(model).tensors
     weights = {name: tensor.clone() for name, tensor in weights.items()}
     requests = [
         train(1, weights=weights),
@@ -244,7 +244,7 @@ def test_tied_parameters_stay_tied() -> None:
         return nn.Sequential(layer, nn.Tanh(), layer)
 
     model = tied()
-    weights = segment_tensors(model)
+    weights = ModuleIndex(model).tensors
     client = SplitClient(tied().to("meta"), DATA, optimizer_fn=lambda p: SGD(p, lr=0.1))
     reply = client.handle(train(1, weights=weights))
     assert reply.labels is not None

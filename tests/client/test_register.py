@@ -21,7 +21,7 @@ from torch.utils.data import TensorDataset
 from flower_psl import ConfigError, SplitClient, register
 from flower_psl.client import split_client_app
 from flower_psl.client.client_cache import ClientCache
-from flower_psl.split import segment_tensors
+from flower_psl.split import ModuleIndex
 from flower_psl.wire import Phase, StepId, StepRequest, records
 
 MODS: dict[str, Mod] = {
@@ -85,7 +85,7 @@ def step(app: ClientApp, here: Context, phase: Phase = Phase.FORWARD) -> Message
     request = StepRequest(
         phase=phase,
         id=StepId(seed=1, server_round=1, plan=0, step=1, client_key=3, start=0, batch_size=4),
-        weights=segment_tensors(segment()) if phase is Phase.FORWARD else {},
+        weights=ModuleIndex(segment()).tensors if phase is Phase.FORWARD else {},
         gradient=torch.ones(4, 8) if phase is Phase.BACKWARD else None,
     )
     weights = records.encode_tensors(request.weights)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from flower_psl import ConfigError, ProtocolError, SplitClient
-from flower_psl.split import segment_tensors
+from flower_psl.split import ModuleIndex
 from flower_psl.wire import Phase, StepId, StepReply, StepRequest, TensorSpec
 
 IMAGES = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -33,7 +33,7 @@ def segment(dropout: float = 0.5) -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(dropout))
 
 
-WEIGHTS = segment_tensors(segment())
+WEIGHTS = ModuleIndex(segment()).tensors
 
 
 def forward(client: SplitClient, step: StepId = ID, phase: Phase = Phase.FORWARD) -> StepReply:
@@ -175,7 +175,7 @@ def test_parameters_that_the_activations_do_not_depend_on_are_named() -> None:
 
     partly = Partly()
     client = SplitClient(partly, TensorDataset(torch.rand(10, 4), torch.arange(10)))
-    weights = segment_tensors(partly)
+    weights = ModuleIndex(partly).tensors
     client.handle(StepRequest(phase=Phase.FORWARD, id=ID, weights=weights))
     reply = client.handle(StepRequest(phase=Phase.BACKWARD, id=ID, gradient=torch.ones(4, 2)))
     assert set(reply.gradients) == {"used.weight", "used.bias"}

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 from flower_psl import SplitClient, SplitClientApp
 from flower_psl.client import split_client_app
 from flower_psl.client.client_cache import ClientCache
-from flower_psl.split import segment_tensors
+from flower_psl.split import ModuleIndex
 from flower_psl.wire import Phase, StepId, StepRequest, records
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def segment() -> nn.Module:
         return nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5))
 
 
-WEIGHTS = segment_tensors(segment())
+WEIGHTS = ModuleIndex(segment()).tensors
 
 
 @pytest.fixture(autouse=True)

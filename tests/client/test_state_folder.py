@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from flower_psl import ClientError, SplitClient, SplitClientApp
 from flower_psl.errors import CheckpointError
-from flower_psl.split import segment_tensors
+from flower_psl.split import ModuleIndex
 from flower_psl.wire import Phase, StepId, StepReply, StepRequest, records
 
 DATA = TensorDataset(torch.rand(12, 3), torch.arange(12))
@@ -43,7 +43,7 @@ def step(number: int, key: int = 5) -> StepId:
 
 def train(client: SplitClient, number: int) -> StepReply:
     if number == 1:
-        first = StepRequest(phase=Phase.TRAIN, id=step(1), weights=segment_tensors(segment()))
+        first = StepRequest(phase=Phase.TRAIN, id=step(1), weights=ModuleIndex(segment()).tensors)
         return client.handle(first)
     gradient = torch.linspace(-1, number, 8).reshape(4, 2)
     previous = step(number - 1)
@@ -171,7 +171,7 @@ def test_over_messages_the_state_is_that_of_the_context(tmp_path: Path, flower_r
         return records.decode_reply(reply.content)
 
     here, there = (Context(run, 10, {"partition-id": 5}, RecordDict(), {}) for run in (1, 2))
-    weights = segment_tensors(segment())
+    weights = ModuleIndex(segment()).tensors
     ask(here, StepRequest(phase=Phase.TRAIN, id=step(1), weights=weights))
     ask(here, StepRequest(phase=Phase.SAVE, id=version(1), run=RUN))
     ask(there, StepRequest(phase=Phase.RESTORE, id=version(1), run=RUN))

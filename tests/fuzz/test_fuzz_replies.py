@@ -12,8 +12,8 @@ from torch.utils.data import TensorDataset
 
 from flower_psl import ProtocolError, SplitClient
 from flower_psl.split import (
+    ModuleIndex,
     check_moments,
-    segment_tensors,
     trained_tensors,
     update_running_statistics,
 )
@@ -57,7 +57,7 @@ def said() -> dict[str, Said]:
         client = SplitClient(
             SEGMENT, DATA, DATA, optimizer_fn=lambda params: torch.optim.SGD(params, lr=0.1)
         )
-        weights = encode_parameters(segment_tensors(SEGMENT), name, PARAMETERS)
+        weights = encode_parameters(ModuleIndex(SEGMENT).tensors, name, PARAMETERS)
         gradient = encode_batch("gradient", torch.rand(4, 2, 3, 3), name, lambda: 0)
         sent = partial(StepRequest, weights=weights, encodings=encodings)
         back = partial(
@@ -94,7 +94,7 @@ def read(request: StepRequest, values: dict[str, Any], tensors: dict[str, Tensor
             assert gradient.shape == PARAMETERS[name].shape
             assert bool(gradient.isfinite().all())
     elif request.phase is Phase.COLLECT:
-        expected = trained_tensors(SEGMENT)
+        expected = trained_tensors(ModuleIndex(SEGMENT))
         weights = check_weights(decoded, expected)
         assert {name: (t.shape, t.dtype) for name, t in weights.items()} == {
             name: (t.shape, t.dtype) for name, t in expected.items()

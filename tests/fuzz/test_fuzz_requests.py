@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from flower_psl import SplitClient
-from flower_psl.split import segment_tensors
+from flower_psl.split import ModuleIndex
 from flower_psl.wire import (
     Encodings,
     Phase,
@@ -34,7 +34,7 @@ def requests() -> list[StepRequest]:
     for name in ("raw", "int8"):
         encodings = Encodings(activations=name, gradients=name, weights=name)
         weights = encode_parameters(
-            segment_tensors(SEGMENT), name, dict(SEGMENT.named_parameters())
+            ModuleIndex(SEGMENT).tensors, name, dict(SEGMENT.named_parameters())
         )
         gradient = encode_batch("gradient", torch.rand(4, 2), name, lambda: 0)
         sent = partial(StepRequest, weights=weights, encodings=encodings)
@@ -89,7 +89,7 @@ def ready_for(request: StepRequest) -> SplitClient:
     client = new_client()
     before = Phase.FORWARD if request.phase is Phase.BACKWARD else Phase.TRAIN
     if request.gradient is not None:
-        client.handle(StepRequest(phase=before, id=ID, weights=segment_tensors(SEGMENT)))
+        client.handle(StepRequest(phase=before, id=ID, weights=ModuleIndex(SEGMENT).tensors))
     return client
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flower_psl.client.local_segment import LocalSegment
-from flower_psl.split import segment_tensors
+from flower_psl.split import ModuleIndex
 
 if TYPE_CHECKING:
     from tests.fuzz.conftest import Draws, Fuzz, Mutant
@@ -22,8 +22,8 @@ def new_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 def saved() -> bytes:
     """Return what a device keeps after a step."""
-    own = LocalSegment(SEGMENT, segment_tensors(SEGMENT), new_optimizer, CPU)
-    for parameter in own._segment.parameters():
+    own = LocalSegment(SEGMENT, ModuleIndex(SEGMENT).tensors, new_optimizer, CPU)
+    for parameter in own._segment.parameters.values():
         parameter.grad = torch.rand_like(parameter)
     own._optimizer.step()
     return own.state()
@@ -34,7 +34,7 @@ def read(data: bytes) -> None:
     own = LocalSegment.resume(SEGMENT, data, new_optimizer, CPU)
     kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in own.tensors().items()}
     assert kinds == {
-        name: (tensor.shape, tensor.dtype) for name, tensor in segment_tensors(SEGMENT).items()
+        name: (tensor.shape, tensor.dtype) for name, tensor in ModuleIndex(SEGMENT).tensors.items()
     }
 
 

@@ -578,7 +578,8 @@ def test_who_makes_the_loss_infinite_is_named(
     [(key, failure)] = failures(stepper(split, lying)).items()
     assert key == 9
     assert re.search(
-        WHERE + ".*outputs for its activations, or their loss, .*max_act", str(failure)
+        WHERE + ".*outputs for its activations, or their loss, are not finite, .*max_act",
+        str(failure),
     )
 
 

@@ -18,7 +18,7 @@ from flower_psl.server.local_step import LocalStep
 from flower_psl.server.server_forward import ServerForward
 from flower_psl.server.step_plan import StepPlan
 from flower_psl.server.updates import SERVER_UPDATES
-from flower_psl.split import LossFn, trained_tensors
+from flower_psl.split import LossFn, ModuleIndex, trained_tensors
 from flower_psl.transport import Answers, InProcessTransport
 from flower_psl.wire import Phase, StepId, StepReply, StepRequest
 
@@ -204,7 +204,7 @@ def test_a_frozen_segment_is_left_alone(
         def aggregate(self, *args: object, **kwargs: object) -> Mapping[str, Tensor]:
             raise NotImplementedError
 
-    assert trained_tensors(split.client) == {}
+    assert trained_tensors(ModuleIndex(split.client)) == {}
     frozen = {
         key: SplitClient(split.client, data, optimizer_fn=sgd) for key, data in train_sets.items()
     }

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from flower_psl import ClientError, ProtocolError, PslError, SplitClient, SplitModel, cut
 from flower_psl.server.split_evaluation import SplitEvaluation, sample_clients
-from flower_psl.split import LossFn, segment_tensors
+from flower_psl.split import LossFn, ModuleIndex
 from flower_psl.transport import Device, InProcessTransport
 from flower_psl.wire import DescribeReply, StepId, StepReply, StepRequest
 
@@ -69,7 +69,7 @@ def attempt(
         seed=0,
         device=torch.device("cpu"),
     )
-    weights = segment_tensors(split.client)
+    weights = ModuleIndex(split.client).tensors
     return evaluation.run(
         split, weights, [2, 9] if keys is None else keys, server_round=1, timeout_s=1
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flower_psl import CutError
-from flower_psl.split import ModuleIndex, load_tensors, segment_tensors, trained_tensors
+from flower_psl.split import ModuleIndex, load_tensors, trained_tensors
 from flower_psl.split.client_pass import ClientPass, forward
 
 
@@ -60,7 +60,9 @@ def conv_segment() -> nn.Sequential:
 
 
 def run(segment: nn.Module, x: Tensor, *, training: bool = True, seed: int = 0) -> ClientPass:
-    return forward(ModuleIndex(segment), segment_tensors(segment), x, training=training, seed=seed)
+    return forward(
+        ModuleIndex(segment), ModuleIndex(segment).tensors, x, training=training, seed=seed
+    )
 
 
 def test_gradients_are_those_of_autograd_in_one_piece() -> None:
@@ -88,7 +90,7 @@ def test_several_inputs_are_arguments(
     segment, x, y = TwoInputs(), torch.rand(5, 3), torch.rand(5, 2)
     inputs = pack(x, y)
     computed = forward(
-        ModuleIndex(segment), segment_tensors(segment), inputs, training=True, seed=0
+        ModuleIndex(segment), ModuleIndex(segment).tensors, inputs, training=True, seed=0
     )
     assert torch.equal(computed.activations, segment(x, y))
 
@@ -113,7 +115,7 @@ def test_a_transposed_output_is_made_contiguous() -> None:
 
 def test_the_segment_and_the_weights_stay_as_they_are() -> None:
     segment, x = conv_segment(), torch.rand(4, 3, 5, 5)
-    weights = {name: tensor.clone() for name, tensor in segment_tensors(segment).items()}
+    weights = {name: tensor.clone() for name, tensor in ModuleIndex(segment).tensors.items()}
     before = copy.deepcopy(segment.state_dict())
     given = {name: tensor.clone() for name, tensor in weights.items()}
     forward(ModuleIndex(segment), weights, x, training=True, seed=0).backward(
@@ -131,7 +133,7 @@ def test_the_segment_and_the_weights_stay_as_they_are() -> None:
 def test_the_weights_count_and_not_those_of_the_segment() -> None:
     segment, other = nn.Linear(3, 2), nn.Linear(3, 2)
     x = torch.rand(4, 3)
-    computed = forward(ModuleIndex(segment), segment_tensors(other), x, training=True, seed=0)
+    computed = forward(ModuleIndex(segment), ModuleIndex(other).tensors, x, training=True, seed=0)
     assert torch.equal(computed.activations, other(x))
 
 
@@ -140,7 +142,7 @@ def test_a_meta_segment_is_enough() -> None:
     with torch.device("meta"):
         meta = conv_segment()
     x, upstream = torch.rand(4, 3, 5, 5), torch.rand(4, 4, 5, 5)
-    weights = segment_tensors(segment)
+    weights = ModuleIndex(segment).tensors
     ours = forward(ModuleIndex(meta), weights, x, training=True, seed=3)
     theirs = forward(ModuleIndex(segment), weights, x, training=True, seed=3)
     assert torch.equal(ours.activations, theirs.activations)
@@ -216,8 +218,8 @@ def test_a_buffer_outside_the_state_dict_is_among_the_tensors() -> None:
     segment = nn.Module()
     segment.register_buffer("scale", torch.tensor(2.0), persistent=False)
     segment.register_parameter("shift", nn.Parameter(torch.tensor(1.0)))
-    assert list(segment_tensors(segment)) == ["shift", "scale"]
-    assert not segment_tensors(segment)["shift"].requires_grad
+    assert list(ModuleIndex(segment).tensors) == ["shift", "scale"]
+    assert not ModuleIndex(segment).tensors["shift"].requires_grad
 
 
 def test_more_than_one_output_is_refused() -> None:
@@ -255,13 +257,13 @@ def test_tensors_are_loaded_whatever_their_memory_looks_like() -> None:
     segment = segment.to(memory_format=torch.channels_last)
     values = {
         name: torch.rand(tensor.shape).to(tensor.dtype)
-        for name, tensor in segment_tensors(segment).items()
+        for name, tensor in ModuleIndex(segment).tensors.items()
         if name != "0.bias"
     }
     bias = segment.state_dict()["0.bias"].clone()
     load_tensors(segment, values)
     assert not segment.state_dict()["0.weight"].is_contiguous()
-    loaded = segment_tensors(segment)
+    loaded = ModuleIndex(segment).tensors
     assert all(torch.equal(loaded[name], tensor) for name, tensor in values.items())
     assert torch.equal(loaded["0.bias"], bias)
 
@@ -270,7 +272,7 @@ def test_what_training_changes_is_what_is_trained_and_running_statistics() -> No
     segment = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4, affine=False))
     segment[0].requires_grad_(False)
     segment.register_buffer("constant", torch.ones(2))
-    assert list(trained_tensors(segment)) == [
+    assert list(trained_tensors(ModuleIndex(segment))) == [
         *("1.weight", "1.bias"),
         *("1.running_mean", "1.running_var", "1.num_batches_tracked"),
         *("2.running_mean", "2.running_var", "2.num_batches_tracked"),

@@ -8,7 +8,7 @@ from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
 from flower_psl import ConfigError
-from flower_psl.split import check_example_wise, segment_tensors
+from flower_psl.split import ModuleIndex, check_example_wise
 
 IMAGES = torch.randn(5, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -52,7 +52,7 @@ NAMES = {"name": "client segment", "remedy": "Leave out this"}
 
 
 def check(segment: nn.Module, inputs: Tensor = IMAGES) -> None:
-    check_example_wise(segment, segment_tensors(segment), inputs, **NAMES)
+    check_example_wise(segment, ModuleIndex(segment).tensors, inputs, **NAMES)
 
 
 def outcome(segment: nn.Module, inputs: Tensor = IMAGES) -> str:
@@ -120,7 +120,7 @@ def test_a_segment_in_evaluation_mode_is_looked_at_as_in_training() -> None:
 
 
 def test_a_segment_on_the_meta_device_is_looked_at_with_the_weights() -> None:
-    weights = segment_tensors(nn.Sequential(nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3)))
+    weights = ModuleIndex(nn.Sequential(nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3))).tensors
     meta = nn.Sequential(nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3)).to("meta")
     with pytest.raises(ConfigError, match=re.escape("layer '1' (BatchNorm2d)")):
         check_example_wise(meta, weights, IMAGES, **NAMES)
@@ -128,7 +128,7 @@ def test_a_segment_on_the_meta_device_is_looked_at_with_the_weights() -> None:
 
 def test_nothing_is_left_behind() -> None:
     segment = nn.Sequential(nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3)).eval()
-    weights = segment_tensors(segment)
+    weights = ModuleIndex(segment).tensors
     before = {name: tensor.clone() for name, tensor in weights.items()}
     inputs, state = IMAGES.clone(), torch.get_rng_state()
     with pytest.raises(ConfigError):
