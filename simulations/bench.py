@@ -2,8 +2,9 @@
 
 import json
 import logging
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -45,13 +46,22 @@ class Venue:
 
 
 THROUGHPUT = "throughput"
+MEMORY_THROUGHPUT = "throughput-memory"
+
+_LIGHT = BenchRun("deployment-stream-light-step", "light", "stream", 13, 20, True, repeats=3)
+_WIDE = BenchRun(MEMORY_THROUGHPUT, "throughput", "stream", 6, len(WIDE_BATCHES), True)
 
 
 def _peers(num_clients: int) -> tuple[BenchRun, ...]:
-    """Return the runs of the peers' work, without and with overlap."""
+    """Return the runs of the peers' work, without and with overlap, and over TLS alone."""
     name = f"deployment-stream-{num_clients}-peers"
     plain = BenchRun(f"{name}-step", "peer", "stream", 4, 20, repeats=3)
-    return plain, replace(plain, name=f"{name}-overlap-step", overlap=True)
+    return plain, replace(plain, name=f"{name}-overlap-step", overlap=True), _over_tls(plain)
+
+
+def _over_tls(run: BenchRun) -> BenchRun:
+    """Return a run whose tensors all go over TLS, as they would between machines."""
+    return replace(run, name=run.name.replace("-step", "-tls-step"), shared_memory=False)
 
 
 VENUES = (
@@ -75,11 +85,11 @@ VENUES = (
             BenchRun("deployment-messages-step", "cnn", "messages", 3, 1),
             BenchRun("deployment-stream-step", "cnn", "stream", 4, 10, quick=True),
             BenchRun("deployment-messages-light-step", "light", "messages", 3, 1),
-            BenchRun(
-                "deployment-stream-light-step", "light", "stream", 13, 20, quick=True, repeats=3
-            ),
+            _LIGHT,
+            _over_tls(_LIGHT),
             *_peers(2),
-            BenchRun(THROUGHPUT, "throughput", "stream", 6, len(WIDE_BATCHES), quick=True),
+            replace(_WIDE, name=THROUGHPUT, shared_memory=False),
+            _WIDE,
         ),
     ),
     Venue(
@@ -122,34 +132,43 @@ def bench(out: Path, *, quick: bool = False) -> str:
 
 
 def rows_of(measured: dict[str, Measurement]) -> list[BenchRow]:
-    """Return the rows of all runs, those of the throughput run by batch size.
+    """Return the rows of all runs, those of the throughput runs by batch size.
 
     Parameters
     ----------
     measured : dict of str to Measurement
-        The measurements by name; one is that of the throughput run.
+        The measurements by name; two are those of the throughput runs.
     """
     by_size = {
-        f"{THROUGHPUT}-{WIDE_BATCHES[place] * 256}KB-step": part
-        for place, part in enumerate(measured[THROUGHPUT].every(len(WIDE_BATCHES)))
+        name: measured[name].every(len(WIDE_BATCHES)) for name in (THROUGHPUT, MEMORY_THROUGHPUT)
     }
-    bytes_per_s = {name: throughput(part.steps) for name, part in by_size.items()}
-    best = max(bytes_per_s.values())
+    best = {name: max(throughput(part.steps) for part in parts) for name, parts in by_size.items()}
     rows = {
-        name: row_of(name, part, float("inf") if name.startswith("in-process") else best)
+        name: row_of(name, part, _best(name, best))
         for name, part in measured.items()
-        if name != THROUGHPUT
+        if name not in by_size
     }
     for name, each in rows.items():
-        messages = rows.get(name.replace("-stream-", "-messages-"))
+        messages = rows.get(name.replace("-stream-", "-messages-").replace("-tls", ""))
         if messages is not None and messages is not each:
             rows[name] = replace(each, speedup_over_messages=messages.ours_s / each.ours_s)
-    return [
-        *rows.values(),
-        *(
-            replace(row_of(name, part, best), throughput_bytes_per_s=bytes_per_s[name])
-            for name, part in by_size.items()
-        ),
+    widths = [
+        replace(
+            row_of(f"{name}-{size * 256}KB-step", part, best[name]),
+            throughput_bytes_per_s=throughput(part.steps),
+        )
+        for name, parts in by_size.items()
+        for size, part in zip(WIDE_BATCHES, parts, strict=True)
+    ]
+    return [*rows.values(), *widths]
+
+
+def _best(name: str, bytes_per_s: Mapping[str, float]) -> float:
+    """Return the best throughput of what a run's tensors go through."""
+    if name.startswith("in-process"):
+        return math.inf
+    return bytes_per_s[
+        MEMORY_THROUGHPUT if "-stream-" in name and "-tls" not in name else THROUGHPUT
     ]
 
 

@@ -39,6 +39,9 @@ class BenchRun:
         Whether the quick form of the benchmark has it.
     overlap : bool
         Whether the server computes while tensors are on their way.
+    shared_memory : bool
+        Whether long tensors go through memory, as they do on one machine; otherwise all go
+        over TLS, as they do between machines.
     repeats : int
         How often it is made, each time by new processes: allocator and scheduler settle
         differently in each, which can weigh more than what is measured.
@@ -51,6 +54,7 @@ class BenchRun:
     steps: int
     quick: bool = False
     overlap: bool = False
+    shared_memory: bool = True
     repeats: int = 1
 
 
@@ -157,6 +161,7 @@ def _run_app(run: BenchRun, num_clients: int, run_app: RunApp, out: str) -> None
             "workload": run.workload,
             "transport": run.transport,
             "overlap": run.overlap,
+            "shared-memory": run.shared_memory,
             "num-clients": num_clients,
             "num-rounds": _WARM_UP_ROUNDS + run.rounds,
             "steps-per-round": run.steps,

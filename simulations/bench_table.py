@@ -69,6 +69,7 @@ def _part_cells(row: BenchRow) -> dict[str, str]:
 
 def _throughput_cells(row: BenchRow, bytes_per_s: float) -> dict[str, str]:
     return {
+        "through": "memory" if "-memory-" in row.name else "TLS",
         "activations": f"{row.bytes_up / 1e6:.3g} MB",
         "up and down": f"{bytes_per_s / 1e6:.0f} MB/s",
         "a step": _time(row.ours_s),

@@ -165,6 +165,7 @@ class AppConfig:
     stream_key_file: str = setting("")
     stream_root_certificates_file: str = setting("")
     stream_plain_text: bool = setting(False)
+    stream_shared_memory: bool = setting(True)
     stream_connect_timeout_s: float = setting(60.0, above=0.0)
     stream_reconnect_timeout_s: float = setting(30.0, above=0.0)
     stream_max_frame_bytes: int = setting(1_000_000_000, at_least=1, below=2**31)

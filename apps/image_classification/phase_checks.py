@@ -29,6 +29,7 @@ _OF_SPLIT_LEARNING = (
     "stream-key-file",
     "stream-root-certificates-file",
     "stream-plain-text",
+    "stream-shared-memory",
     "stream-connect-timeout-s",
     "stream-reconnect-timeout-s",
     "stream-max-frame-bytes",

@@ -99,6 +99,7 @@ def build_strategy(
             key_file=config.stream_key_file,
             root_certificates_file=config.stream_root_certificates_file,
             plain_text=config.stream_plain_text,
+            shared_memory=config.stream_shared_memory,
             connect_timeout_s=config.stream_connect_timeout_s,
             reconnect_timeout_s=config.stream_reconnect_timeout_s,
             max_frame_bytes=config.stream_max_frame_bytes,

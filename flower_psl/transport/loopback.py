@@ -1,6 +1,7 @@
 """Addresses that no other machine can reach."""
 
 import ipaddress
+from urllib.parse import unquote
 
 
 def is_loopback(address: str) -> bool:
@@ -13,3 +14,8 @@ def is_loopback(address: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_loopback_peer(peer: str) -> bool:
+    """Tell the same of what gRPC calls a peer, such as ``ipv4:127.0.0.1:5000``."""
+    return is_loopback(unquote(peer).partition(":")[2])

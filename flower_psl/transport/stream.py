@@ -1,5 +1,6 @@
 """Requests over live connections: milliseconds a step instead of Flower's polling."""
 
+import logging
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import TypeVar
 from flower_psl.errors import ClientError, ProtocolError, PslError
 from flower_psl.transport.answers import Answers
 from flower_psl.transport.polling import late
+from flower_psl.transport.shared_memory import SharedMemory, pack_with, tensors_of
 from flower_psl.transport.stream_connection import Arrival, Event, Garbled, Request
 from flower_psl.transport.stream_server import StreamServer
 from flower_psl.transport.transport import ignore_reply
@@ -22,7 +24,9 @@ from flower_psl.wire import (
     parts,
 )
 from flower_psl.wire.frames import AHEAD, SHARED, Frame, Kind
-from flower_psl.wire.tensor_table import pack_tensors, unpack_tensors
+from flower_psl.wire.tensor_table import pack_tensors
+
+_LOG = logging.getLogger("flwr.psl")
 
 T = TypeVar("T")
 
@@ -48,6 +52,7 @@ class StreamTransport:
         self._lost: set[int] = set()
         self._late: set[int] = set()
         self._ahead: Mapping[int, StepId] = {}
+        self._memories: dict[int, SharedMemory] = {}
 
     @property
     def refused(self) -> dict[str, int]:
@@ -75,9 +80,16 @@ class StreamTransport:
             node: Request(sequence, frames.pack(Kind.DESCRIBE, node, sequence, {}))
             for node in nodes
         }
-        return self._converse(
+        answers = self._converse(
             sequence, [requests], _describing, _description, timeout_s, ignore_reply
         )
+        if self._memories:
+            _LOG.info(
+                "long tensors of %d of %d nodes go through memory of this machine",
+                len(self._memories),
+                len(self._nodes),
+            )
+        return answers
 
     def exchange(
         self, requests: Mapping[int, StepRequest], timeout_s: float
@@ -100,13 +112,13 @@ class StreamTransport:
         def contents() -> Iterator[Mapping[int, Request]]:
             for portion in portions:
                 asked.update(portion)
-                yield _requests(sequence, portion, ahead)
+                yield _requests(sequence, portion, ahead, self._memories)
 
         def where(node: int) -> str:
             return f"node {node}, {asked[node].id}"
 
         def decode(frame: Frame) -> StepReply | PslError:
-            tensors = unpack_tensors(frame.tensors)
+            tensors = tensors_of(frame, self._memories.get(frame.node))
             reply = parts.reply_of(frame.values, tensors, time.monotonic() - started)
             try:
                 check_belongs(reply, asked[frame.node])
@@ -175,10 +187,16 @@ class StreamTransport:
         if event is Event.LOST:
             self._lost.add(node)
             return
+        if isinstance(event, SharedMemory):
+            self._memories[node] = event
+            return
         self._late.discard(node)
         if event is Event.CAME:
             self._nodes.add(node)
             self._lost.discard(node)
+            self._memories.pop(node, None)  # that of the connection before
+        elif node in self._memories:
+            self._memories[node].free()
 
     def _loss(self, where: str) -> ClientError:
         return ClientError(
@@ -189,7 +207,10 @@ class StreamTransport:
 
 
 def _requests(
-    sequence: int, steps: Mapping[int, StepRequest], ahead: Mapping[int, StepId]
+    sequence: int,
+    steps: Mapping[int, StepRequest],
+    ahead: Mapping[int, StepId],
+    memories: Mapping[int, SharedMemory],
 ) -> dict[int, Request]:
     """Return the frames of some requests of one exchange."""
     # Clients share the step's weights, so their frame is made once and not per client.
@@ -201,19 +222,26 @@ def _requests(
     return {
         node: Request(
             sequence,
-            _packed(node, sequence, step, ahead.get(node)),
+            _packed(node, sequence, step, ahead.get(node), memories.get(node)),
             weights.get(id(step.weights)),
+            memories.get(node),
         )
         for node, step in steps.items()
     }
 
 
-def _packed(node: int, sequence: int, request: StepRequest, ahead: StepId | None) -> bytes:
+def _packed(
+    node: int,
+    sequence: int,
+    request: StepRequest,
+    ahead: StepId | None,
+    memory: SharedMemory | None,
+) -> bytes:
     values = {**parts.request_config(request), SHARED: bool(request.weights)}
     if ahead is not None:
         values[AHEAD] = list(ahead)
     tensors = pack_tensors(parts.request_tensors(request))
-    return frames.pack(Kind.REQUEST, node, sequence, values, tensors)
+    return pack_with(memory, Kind.REQUEST, node, sequence, values, tensors)
 
 
 def _decoded(

@@ -17,6 +17,12 @@ import grpc
 from torch import Tensor
 
 from flower_psl.errors import ProtocolError, presentable
+from flower_psl.transport.shared_memory import (
+    SharedMemory,
+    open_offered,
+    pack_with,
+    tensors_of,
+)
 from flower_psl.transport.stream_ticket import (
     HELLO,
     METHOD,
@@ -93,6 +99,7 @@ class StreamClient:
         self._done = threading.Event()
         self._answered = 0
         self._weights = _Weights(0, memoryview(b""))
+        self._memories: dict[int, SharedMemory] = {}
 
     @property
     def done(self) -> bool:
@@ -181,12 +188,24 @@ class StreamClient:
         if frame.kind is Kind.GOODBYE:
             with self._lock:
                 self._devices.pop(frame.node, None)
+        elif frame.kind is Kind.WELCOME:
+            return self._open_memory(frame)
         elif frame.kind is Kind.WEIGHTS:
             self._weights = _Weights(frame.sequence, frame.tensors)
         elif frame.kind in (Kind.DESCRIBE, Kind.REQUEST):
             self._answered += 1
             return self._reply(frame)
         return None
+
+    def _open_memory(self, frame: Frame) -> bytes | None:
+        """Open the memory that a connection comes with, if it does, and say whether it can be."""
+        self._memories.pop(frame.node, None)  # that of an earlier connection
+        if not frame.values:
+            return None
+        memory = open_offered(frame.values)
+        if memory is not None:
+            self._memories[frame.node] = memory
+        return frames.pack(Kind.OPENED, frame.node, 0, {"opened": memory is not None})
 
     def _prepare(self, frame: Frame) -> None:
         try:
@@ -204,11 +223,15 @@ class StreamClient:
                     values = parts.description_config(device.describe())
                 return frames.pack(Kind.DESCRIPTION, frame.node, frame.sequence, values)
             weights = self._weights.of(frame.sequence) if frame.values.get(SHARED) else {}
-            tensors = unpack_tensors(frame.tensors)
+            memory = self._memories.get(frame.node)
+            if memory is not None:
+                memory.free()
+            tensors = tensors_of(frame, memory)
             request = parts.request_of(frame.values, weights, tensors)
             with _no_running_loop():
                 reply = device.handle(request)
-            answer = frames.pack(
+            answer = pack_with(
+                memory,
                 Kind.REPLY,
                 frame.node,
                 frame.sequence,

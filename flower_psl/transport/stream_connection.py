@@ -7,6 +7,8 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from flower_psl.errors import ProtocolError
+from flower_psl.transport.shared_memory import MemoryOffer, SharedMemory
+from flower_psl.wire import frames
 from flower_psl.wire.frames import Frame
 
 # Frames that are to go at the same time are sent as one message while they are this short:
@@ -18,12 +20,23 @@ class Request(NamedTuple):
     """A frame for one node that awaits an answer.
 
     Its weights, a frame of their own, are the same object for all requests that share
-    them, so that they go over each connection once and not once a node.
+    them, so that they go over each connection once and not once a node. Its tensors may be in
+    a memory that the node shares.
     """
 
     sequence: int
     data: bytes
     weights: bytes | None = None
+    memory: SharedMemory | None = None
+
+    def without_memory(self) -> "Request":
+        """Return the request with its tensors in the frame."""
+        frame = frames.unpack(self.data)
+        if self.memory is None or not frame.in_memory_bytes:
+            return self
+        tensors = [self.memory.sent(frame.in_memory_bytes)]
+        data = frames.pack(frame.kind, frame.node, frame.sequence, frame.values, tensors)
+        return Request(self.sequence, data, self.weights)
 
 
 class Event(Enum):
@@ -45,13 +58,14 @@ class Arrival(NamedTuple):
     """An answer to the outstanding request of a node, or something else that happened to it."""
 
     node: int
-    event: Frame | Garbled | Event
+    event: Frame | Garbled | Event | SharedMemory
 
 
 @dataclass(eq=False)
 class Connection:
-    """One stream. It may serve several nodes."""
+    """One stream, from this machine's loopback or not. It may serve several nodes."""
 
+    is_local: bool = False
     nodes: set[int] = field(default_factory=set)
     weights: bytes | None = None
     _outgoing: deque[bytes] = field(default_factory=deque)
@@ -92,6 +106,9 @@ class Node:
 
     token: str
     connection: Connection | None = None
+    # The memory that its connection comes with: offered, and then opened.
+    offer: MemoryOffer | None = None
+    memory: SharedMemory | None = None
     # The request that it has not answered yet. It is sent again when the node comes back.
     outstanding: Request | None = None
     # Requests that nobody waits for any more: an answer to one of them is late, not forged.
@@ -100,12 +117,39 @@ class Node:
     deadline: asyncio.TimerHandle | None = None
     is_absent: bool = True
 
+    def come(self, connection: Connection) -> None:
+        """Use a connection, and nothing of the one before."""
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+        self.is_absent = False
+        self.connection = connection
+        self.given_up.clear()  # a connection carries answers to its own requests only
+
+    def go(self) -> None:
+        """Forget a connection that has ended, and the memory that came with it."""
+        self.connection = self.offer = self.memory = None
+
+    def take_offer(self, is_open: bool) -> SharedMemory | None:
+        """Return the memory that the node was offered, if it has opened that."""
+        if self.offer is not None and is_open:
+            self.memory = self.offer.memory
+        self.offer = None
+        return self.memory
+
     def ask(self, request: Request) -> None:
         """Send it a request, now or when it is back."""
         self.give_up()
         self.outstanding = request
-        if self.connection is not None:
-            self.connection.ask(request)
+        self.ask_again()
+
+    def ask_again(self) -> None:
+        """Send it the outstanding request, if it is there to get it."""
+        if self.outstanding is None or self.connection is None:
+            return
+        if self.outstanding.memory not in (None, self.memory):  # an earlier connection's
+            self.outstanding = self.outstanding.without_memory()
+        self.connection.ask(self.outstanding)
 
     def settle(self, sequence: int) -> bool:
         """Take an answer for that of the outstanding request, if it is, and tell whether."""

@@ -17,6 +17,8 @@ from typing import Any
 import grpc
 
 from flower_psl.errors import ConfigError, ProtocolError
+from flower_psl.transport.loopback import is_loopback_peer
+from flower_psl.transport.shared_memory import offer_memory
 from flower_psl.transport.stream_connection import (
     Arrival,
     Connection,
@@ -50,6 +52,10 @@ _SPARE_CONNECTIONS = 256
 # Bytes that are no frame change nothing if the answer that is awaited follows so soon. Otherwise
 # they were that answer; only a process that has proved to be the node can have sent them.
 _SECOND_CHANCE_S = 1.0
+# What all nodes together may share, and the longest tensors of a frame that lie there. Only what
+# was ever used takes memory, and keeps it while the connection lasts.
+_MEMORY_BYTES = 2**30
+_LONGEST_IN_MEMORY_BYTES = 2**26
 _ANSWERS = (Kind.DESCRIPTION, Kind.REPLY, Kind.ERROR)
 
 
@@ -187,7 +193,7 @@ class StreamServer:
 
     async def _exchange(self, _: object, context: Any) -> None:
         """Serve one stream, as long as it lasts."""
-        connection = Connection()
+        connection = Connection(is_local=is_loopback_peer(context.peer()))
         writer = asyncio.create_task(connection.write(context))
         try:
             self._receive(connection, dict(context.invocation_metadata()).get(HELLO, b""))
@@ -220,6 +226,9 @@ class StreamServer:
         node = self._nodes.get(frame.node)
         if node is None or node.connection is not connection:
             self._refuse(connection, "frame of another node")
+        elif frame.kind is Kind.OPENED and node.offer is not None:
+            if (memory := node.take_offer(frame.values.get("opened") is True)) is not None:
+                self.arrivals.put(Arrival(frame.node, memory))
         elif frame.kind not in _ANSWERS:
             self._refuse(connection, "frame of a kind that nodes do not send")
         elif node.settle(frame.sequence):
@@ -250,20 +259,22 @@ class StreamServer:
         if node.connection is not None:
             self._refuse(connection, "second connection of a node")
             return
-        if node.deadline is not None:
-            node.deadline.cancel()
-            node.deadline = None
-        node.is_absent = False
-        node.connection = connection
-        node.given_up.clear()  # a connection carries answers to its own requests only
+        node.come(connection)
         connection.nodes.add(frame.node)
         if self._over:
             connection.send(frames.pack(Kind.GOODBYE, frame.node, 0, {}))
             return
-        connection.send(frames.pack(Kind.WELCOME, frame.node, 0, {}))
-        if node.outstanding is not None:
-            connection.ask(node.outstanding)
+        if self._settings.shared_memory and connection.is_local:
+            node.offer = offer_memory(self._memory_bytes())
+        offered = node.offer.to_values() if node.offer is not None else {}
+        connection.send(frames.pack(Kind.WELCOME, frame.node, 0, offered))
+        node.ask_again()
         self.arrivals.put(Arrival(frame.node, Event.CAME))
+
+    def _memory_bytes(self) -> int:
+        """Return how much one node may share, each way."""
+        share = _MEMORY_BYTES // (2 * len(self._nodes))
+        return min(share, _LONGEST_IN_MEMORY_BYTES, self._settings.max_frame_bytes)
 
     def _refuse(self, connection: Connection, reason: str) -> None:
         """Count what is not to be; it ends a stream that is not let in, and no other."""
@@ -276,7 +287,7 @@ class StreamServer:
             node = self._nodes[name]
             if node.connection is not connection:
                 continue
-            node.connection = None
+            node.go()
             if not self._over:
                 node.deadline = self._loop.call_later(
                     self._settings.reconnect_timeout_s, self._lose, name

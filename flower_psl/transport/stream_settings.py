@@ -29,6 +29,10 @@ class StreamSettings:
     plain_text : bool
         Neither encrypt nor prove anything. Only between processes of one machine: every
         address must be a loopback address.
+    shared_memory : bool
+        Whether long tensors of nodes on this machine go through memory that they share with
+        the server, and everything else over the connection. The system lets only processes of
+        the server's own user open it; any other node is served over the connection alone.
     connect_timeout_s : float
         Bound on the wait for the next node to connect, in seconds.
     reconnect_timeout_s : float
@@ -53,6 +57,7 @@ class StreamSettings:
     key_file: str = ""
     root_certificates_file: str = ""
     plain_text: bool = False
+    shared_memory: bool = True
     connect_timeout_s: float = 60.0
     reconnect_timeout_s: float = 30.0
     max_frame_bytes: int = 1_000_000_000

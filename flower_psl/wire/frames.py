@@ -6,12 +6,14 @@ A frame is
 bytes                 content
 ====================  =======================================================
 4                     ``PSLF``
-1, 1, 2               protocol version, kind, zero
+1, 1, 2               protocol version, kind, where the tensors are (0 or 1)
 8, 8                  node id, sequence number of the request (little-endian)
 4, 8                  length of the values and of the tensors, in bytes
 values                JSON object
 tensors               safetensors, or nothing
 ====================  =======================================================
+
+The tensors are with the frame (0), or in a memory that both ends share (1).
 """
 
 import struct
@@ -26,6 +28,7 @@ from flower_psl.wire.tensor_table import Pieces
 
 _MAGIC = b"PSLF"
 _HEADER = struct.Struct("<4sBBHQQIQ")
+_WITH_FRAME, _IN_MEMORY = 0, 1
 # Among a request's values: whether the weights sent before it belong to it, and the id of the
 # step that the node is to make ready for when it has answered.
 SHARED = "shared-weights"
@@ -35,9 +38,9 @@ AHEAD = "ahead"
 class Kind(IntEnum):
     """What a frame is. The numbers are those on the wire.
 
-    Nodes send HELLO (with their token), DESCRIPTION, REPLY and ERROR; the server WELCOME,
-    DESCRIBE, REQUEST, GOODBYE, and WEIGHTS, which the requests that follow on the connection
-    share.
+    Nodes send HELLO (with their token), OPENED (whether they opened the memory that they were
+    offered), DESCRIPTION, REPLY and ERROR; the server WELCOME (with that offer), DESCRIBE,
+    REQUEST, GOODBYE, and WEIGHTS, which the requests that follow on the connection share.
     """
 
     HELLO = 1
@@ -49,23 +52,31 @@ class Kind(IntEnum):
     ERROR = 7
     GOODBYE = 8
     WEIGHTS = 9
+    OPENED = 10
 
 
 _KINDS = {int(kind): kind for kind in Kind}
 
 
 class Frame(NamedTuple):
-    """A frame that was read; its tensors are still bytes."""
+    """A frame that was read; its tensors are still bytes, with it or in a shared memory."""
 
     kind: Kind
     node: int
     sequence: int
     values: Mapping[str, object]
     tensors: memoryview
+    in_memory_bytes: int = 0
 
 
 def pack(
-    kind: Kind, node: int, sequence: int, values: Mapping[str, object], tensors: Pieces = ()
+    kind: Kind,
+    node: int,
+    sequence: int,
+    values: Mapping[str, object],
+    tensors: Pieces = (),
+    *,
+    in_memory_bytes: int = 0,
 ) -> bytes:
     """Return a frame.
 
@@ -79,6 +90,8 @@ def pack(
         Small values that JSON can hold.
     tensors : sequence of bytes-like
         As `tensor_table.pack_tensors` returns them. They are copied once, here.
+    in_memory_bytes : int
+        How many bytes of tensors are in a shared memory instead.
 
     Raises
     ------
@@ -86,8 +99,9 @@ def pack(
         If the values are longer than `json_text.LONGEST_TEXT_BYTES`.
     """
     text = to_json(values, "a frame's values").encode()
-    length = sum(len(piece) for piece in tensors)
-    header = _HEADER.pack(_MAGIC, PROTOCOL_VERSION, kind, 0, node, sequence, len(text), length)
+    length = in_memory_bytes or sum(len(piece) for piece in tensors)
+    place = _IN_MEMORY if in_memory_bytes else _WITH_FRAME
+    header = _HEADER.pack(_MAGIC, PROTOCOL_VERSION, kind, place, node, sequence, len(text), length)
     return b"".join([header, text, *tensors])
 
 
@@ -106,8 +120,10 @@ def split(data: bytes) -> Iterator[memoryview]:
                 f"a message that ends with {len(rest)} bytes of a frame; its header alone has "
                 f"{_HEADER.size}. Send it whole."
             )
-        *_, values_length, tensors_length = _HEADER.unpack_from(rest)
-        length = _HEADER.size + values_length + tensors_length
+        _, _, _, place, _, _, values_length, tensors_length = _HEADER.unpack_from(rest)
+        length = _HEADER.size + values_length
+        if place != _IN_MEMORY:
+            length += tensors_length
         yield rest[:length]
         rest = rest[length:]
 
@@ -124,10 +140,10 @@ def unpack(data: bytes | memoryview) -> Frame:
         raise ProtocolError(
             f"a frame of {len(data)} bytes; its header alone has {_HEADER.size}. Send it whole."
         )
-    magic, version, kind, zero, node, sequence, values_length, tensors_length = (
+    magic, version, kind, place, node, sequence, values_length, tensors_length = (
         _HEADER.unpack_from(data)
     )
-    if magic != _MAGIC or zero != 0:
+    if magic != _MAGIC or place not in (_WITH_FRAME, _IN_MEMORY):
         raise ProtocolError(
             f"bytes that begin with {bytes(data[:8])!r} are no frame of flower-psl"
         )
@@ -138,7 +154,8 @@ def unpack(data: bytes | memoryview) -> Frame:
         )
     if kind not in _KINDS:
         raise ProtocolError(f"a frame of kind {kind}; known are {list(_KINDS)}")
-    promised = _HEADER.size + values_length + tensors_length
+    in_memory_bytes = tensors_length if place == _IN_MEMORY else 0
+    promised = _HEADER.size + values_length + tensors_length - in_memory_bytes
     if len(data) != promised:
         raise ProtocolError(
             f"a frame of {len(data)} bytes whose header promises {promised}; it was cut off or "
@@ -147,4 +164,4 @@ def unpack(data: bytes | memoryview) -> Frame:
     tensors_at = _HEADER.size + values_length
     data = memoryview(data)
     values = from_json(data[_HEADER.size : tensors_at], "a frame's values")
-    return Frame(_KINDS[kind], node, sequence, values, data[tensors_at:])
+    return Frame(_KINDS[kind], node, sequence, values, data[tensors_at:], in_memory_bytes)

@@ -33,7 +33,9 @@ def main(grid: Grid, context: Context) -> None:
         min_available_nodes=num_clients,
         node_timeout_s=_CONNECT_TIMEOUT_S,
         transport=str(config["transport"]),
-        stream=StreamSettings(connect_timeout_s=_CONNECT_TIMEOUT_S),
+        stream=StreamSettings(
+            shared_memory=bool(config["shared-memory"]), connect_timeout_s=_CONNECT_TIMEOUT_S
+        ),
     )
     strategy.start(
         grid,

@@ -20,17 +20,24 @@ SHORT: dict[str, bool | int | float | str] = {
 }
 
 
-def test_messages_and_stream_end_with_the_same_bits(tmp_path: Path) -> None:
+TRANSPORTS: dict[str, dict[str, bool | str]] = {
+    "messages": {"transport": "messages"},
+    "stream": {"transport": "stream", "stream-shared-memory": False},
+    "memory": {"transport": "stream"},
+}
+
+
+def test_every_transport_ends_with_the_same_bits(tmp_path: Path) -> None:
     with FlowerDeployment(ROOT, num_supernodes=2) as deployment:
-        for transport in ("messages", "stream"):
-            out = tmp_path / transport
-            config = SHORT | {"transport": transport, "out": str(out)}
+        for name, transport in TRANSPORTS.items():
+            out = tmp_path / name
+            config = SHORT | transport | {"out": str(out)}
             status, log = deployment.run(config, timeout_s=300.0, quiet=True)
             assert status == "finished:completed", log
-            assert json.loads((out / "summary.json").read_text())["transport"] == transport
-    messages, stream = (
-        load_file(tmp_path / transport / "model.safetensors")
-        for transport in ("messages", "stream")
-    )
-    assert set(messages) == set(stream)
-    assert [name for name in messages if not torch.equal(messages[name], stream[name])] == []
+            summary = json.loads((out / "summary.json").read_text())
+            assert summary["transport"] == transport["transport"]
+            assert ("2 of 2 nodes go through memory" in log) is (name == "memory")
+    messages, *streams = (load_file(tmp_path / name / "model.safetensors") for name in TRANSPORTS)
+    for stream in streams:
+        assert set(messages) == set(stream)
+        assert [name for name in messages if not torch.equal(messages[name], stream[name])] == []

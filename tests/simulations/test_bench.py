@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.bench import THROUGHPUT, VENUES, rows_of
+from simulations.bench import MEMORY_THROUGHPUT, THROUGHPUT, VENUES, rows_of
 from simulations.bench_app.workloads import WIDE_BATCHES, WORKLOADS
 from simulations.bench_run import BenchRun, Measurement, measure
 from simulations.bench_table import report
@@ -45,6 +45,46 @@ def test_the_plan_has_the_five_steps_of_the_design() -> None:
     assert len(set(names)) == len(names)
     assert set(STEPS_OF_DESIGN) <= set(names)
     assert {run.workload for run in RUNS} <= set(WORKLOADS)
+
+
+def test_what_goes_through_memory_is_measured_over_tls_too() -> None:
+    runs = {run.name: run for run in RUNS}
+    over_tls = {run.name for run in RUNS if not run.shared_memory}
+    assert over_tls == {
+        "deployment-stream-light-tls-step",
+        "deployment-stream-2-peers-tls-step",
+        "deployment-stream-8-peers-tls-step",
+        THROUGHPUT,
+    }
+    for name in over_tls - {THROUGHPUT}:
+        memory = runs[name.replace("-tls", "")]
+        assert replace(runs[name], name=memory.name, shared_memory=True) == memory
+    wide = replace(runs[THROUGHPUT], name=MEMORY_THROUGHPUT, shared_memory=True)
+    assert wide == runs[MEMORY_THROUGHPUT]
+
+
+def test_bytes_travel_at_the_best_throughput_of_their_way(
+    measured: Measurement, wide: Measurement
+) -> None:
+    """Ten times as fast through memory here."""
+    quick = [
+        {**step, "seconds": step["seconds"] | {"transfer": step["seconds"]["transfer"] / 10}}
+        for step in wide.steps
+    ]
+    slow = [{**step, "seconds": step["seconds"] | {"transfer": 3600.0}} for step in measured.steps]
+    names = ("messages", "stream", "stream-light-tls", "stream-light")
+    rows = {
+        row.name: row
+        for row in rows_of(
+            {f"deployment-{name}-step": replace(measured, steps=slow) for name in names}
+            | {THROUGHPUT: wide, MEMORY_THROUGHPUT: replace(wide, steps=quick)}
+        )
+    }
+    messages, memory, tls, other = (
+        rows[f"deployment-{name}-step"].parts_s["transfer"] for name in names
+    )
+    assert messages == tls == pytest.approx(10 * memory)
+    assert other == memory
 
 
 def test_the_quick_form_leaves_deployment_over_messages_out() -> None:
@@ -111,6 +151,7 @@ def test_the_app_is_told_what_to_run() -> None:
         "num-rounds": 5,
         "steps-per-round": 7,
         "overlap": True,
+        "shared-memory": True,
     }
 
 
@@ -123,6 +164,7 @@ def test_rows_compare_the_stream_with_messages_and_give_throughput(
             "simulation-messages-step": slower(measured, 3.0),
             "simulation-stream-step": measured,
             THROUGHPUT: wide,
+            MEMORY_THROUGHPUT: wide,
         }
     )
     by_name = {row.name: row for row in rows}
@@ -132,7 +174,9 @@ def test_rows_compare_the_stream_with_messages_and_give_throughput(
     assert by_name["in-process-step"].parts_s["transfer"] == 0.0
     sizes = [row for row in rows if row.throughput_bytes_per_s is not None]
     assert [row.name for row in sizes] == [
-        f"throughput-{256 * size}KB-step" for size in WIDE_BATCHES
+        f"{name}-{256 * size}KB-step"
+        for name in (THROUGHPUT, MEMORY_THROUGHPUT)
+        for size in WIDE_BATCHES
     ]
     assert all((row.throughput_bytes_per_s or 0) > 0 for row in sizes)
 
@@ -145,6 +189,7 @@ def test_the_report_shows_every_row_and_the_machine(
             "deployment-messages-step": slower(measured, 2000.0),
             "deployment-stream-step": measured,
             THROUGHPUT: wide,
+            MEMORY_THROUGHPUT: wide,
         }
     )
     steps, parts, sizes, machine = report(rows).split("\n\n")
@@ -154,7 +199,9 @@ def test_the_report_shows_every_row_and_the_machine(
     assert cells["over messages"] == "2,000 times as long"
     assert "0.60" in parts.splitlines()[-1]
     assert "0.256 MB" in sizes.splitlines()[2]
-    assert len(sizes.splitlines()) == 2 + len(WIDE_BATCHES)
+    assert len(sizes.splitlines()) == 2 + 2 * len(WIDE_BATCHES)
+    through = [line.split("|")[1].strip() for line in sizes.splitlines()[2:]]
+    assert through == len(WIDE_BATCHES) * ["TLS"] + len(WIDE_BATCHES) * ["memory"]
     assert "Python 3." in machine
     assert "torch" in machine
 
@@ -164,5 +211,5 @@ def test_the_app_has_a_key_for_all_that_it_is_told() -> None:
         "app"
     ]
     of_a_run = {"out", "workload", "num-rounds", "steps-per-round", "num-clients"}
-    assert set(app["config"]) == {*of_a_run, "transport", "overlap"}
+    assert set(app["config"]) == {*of_a_run, "transport", "overlap", "shared-memory"}
     assert app["config"]["workload"] in WORKLOADS

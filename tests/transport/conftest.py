@@ -304,9 +304,12 @@ def make_lab() -> Iterator[MakeLab]:
         reconnect_timeout_s: float = 5.0,
         max_frame_bytes: int = 10**6,
         certificate: Certificate | None = own,
+        shared_memory: bool = True,
     ) -> Lab:
         settings = StreamSettings(
-            reconnect_timeout_s=reconnect_timeout_s, max_frame_bytes=max_frame_bytes
+            reconnect_timeout_s=reconnect_timeout_s,
+            max_frame_bytes=max_frame_bytes,
+            shared_memory=shared_memory,
         )
         labs.append(Lab(nodes, settings, certificate))
         return labs[-1]

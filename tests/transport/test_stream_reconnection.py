@@ -26,6 +26,7 @@ from flower_psl import (
 )
 from flower_psl.client.client_cache import ClientCache
 from flower_psl.client.stream_session import KeyedClient
+from flower_psl.transport import shared_memory
 from flower_psl.wire import DescribeReply, Phase, StepId, StepReply, StepRequest, parts
 
 if TYPE_CHECKING:
@@ -91,13 +92,18 @@ def state(arrays: ArrayRecord) -> dict[str, Tensor]:
     return dict(arrays.to_torch_state_dict())
 
 
+@pytest.mark.parametrize("memory", [False, True], ids=["frames", "memory"])
 @pytest.mark.parametrize("overlap", [False, True], ids=["whole", "overlap"])
-def test_ten_broken_connections_change_no_bit(make_lab: "MakeLab", overlap: bool) -> None:
+def test_ten_broken_connections_change_no_bit(
+    make_lab: "MakeLab", overlap: bool, memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if memory:
+        monkeypatch.setattr(shared_memory, "_LEAST_BYTES", 1)
     arrays = ArrayRecord(build_model().state_dict())
     strategy = make_strategy(overlap=overlap)
     undisturbed = run_in_process(strategy, make_clients(), arrays, num_rounds=3)
 
-    lab = make_lab(*KEYS)
+    lab = make_lab(*KEYS, shared_memory=memory)
     proxy = lab.proxy()
     moments = {2: {1, 4, 7, 11}, 5: {2, 9, 10}, 9: {3, 8, 13}}
     cutters = {

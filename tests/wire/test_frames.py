@@ -173,9 +173,10 @@ def with_values(text: bytes) -> bytes:
         (changed(24, b"\xff\xff\xff\xff"), "whose header promises 4294967335"),
         (changed(28, b"\xff" * 8), "whose header promises 18446744073709551664"),
         (changed(0, b"HTTP"), r"bytes that begin with b'HTTP.*' are no frame of flower-psl"),
-        (changed(6, b"\x01\x00"), "are no frame of flower-psl"),
+        (changed(6, b"\x01\x00"), "a frame of 53 bytes whose header promises 49"),
+        (changed(6, b"\x02\x00"), "are no frame of flower-psl"),
         (changed(4, b"\x01"), "a frame of protocol 1; this side speaks 5. Install the same"),
-        (changed(5, b"\x00"), r"a frame of kind 0; known are \[1, 2, .*, 8, 9\]"),
+        (changed(5, b"\x00"), r"a frame of kind 0; known are \[1, 2, .*, 9, 10\]"),
         (changed(5, b"\x0b"), "a frame of kind 11"),
         (with_values(b""), "a frame's values are no JSON"),
         (with_values(b"{"), "a frame's values are no JSON"),
@@ -195,6 +196,17 @@ def test_frames_of_one_message_are_taken_apart() -> None:
     whole = [frames.pack(Kind.REQUEST, node, 1, {}, [bytes(node)]) for node in (1, 0, 5)]
     assert [bytes(part) for part in frames.split(b"".join(whole))] == whole
     assert list(frames.split(b"")) == []
+
+
+def test_frames_whose_tensors_are_in_memory_end_with_their_values() -> None:
+    """And say how many bytes they have there, be it none of theirs."""
+    whole = [
+        frames.pack(Kind.REPLY, 1, 1, {"a": 1}, in_memory_bytes=2**40),
+        frames.pack(Kind.REPLY, 2, 1, {}, [b"1234"]),
+    ]
+    first, second = (frames.unpack(part) for part in frames.split(b"".join(whole)))
+    assert (first.values, bytes(first.tensors), first.in_memory_bytes) == ({"a": 1}, b"", 2**40)
+    assert (bytes(second.tensors), second.in_memory_bytes) == (b"1234", 0)
 
 
 @pytest.mark.parametrize("rest", [b"P", frames.pack(Kind.REQUEST, 1, 1, {}, [bytes(9)])[:-1]])
