@@ -6,7 +6,12 @@ import pytest
 
 from flower_psl import errors
 from flower_psl.split import batch_norm
-from flower_psl.transport import stream_server, stream_settings, stream_ticket
+from flower_psl.transport import (
+    memory_offers,
+    stream_server,
+    stream_settings,
+    stream_ticket,
+)
 from flower_psl.wire import describe, json_text, parts, tensors
 
 TEXT = (Path(__file__).parents[1] / "docs" / "security.md").read_text(encoding="utf-8")
@@ -19,8 +24,8 @@ TEXT = (Path(__file__).parents[1] / "docs" / "security.md").read_text(encoding="
         (stream_server._STRANGERS_PATIENCE_MS, 5000, "5 s for the handshake, 5 s to open a"),
         (stream_server._LONGEST_HELLO_BYTES, 1024, "1 KB, in metadata"),
         (stream_settings.StreamSettings().max_frame_bytes, 10**9, "1 GB unless set"),
-        (stream_server._MEMORY_BYTES, 2**30, "1.07 GB for all of them"),
-        (stream_server._LONGEST_IN_MEMORY_BYTES, 2**26, "67.1 MB a node and direction"),
+        (memory_offers.TOTAL_BYTES, 2**30, "1.07 GB for all of them"),
+        (memory_offers.LONGEST_BYTES, 2**26, "67.1 MB a node and direction"),
         (stream_ticket.LARGEST_FRAME_BYTES, 2**31 - 1, "below 2^31"),
         (json_text.LONGEST_TEXT_BYTES, 10**6, "10^6 bytes each"),
         (len(tensors._DTYPES), 10, "10 dtypes"),

@@ -5,17 +5,15 @@ them. Over a connection they are also joined, encrypted, taken to the kernel and
 and decrypted.
 
 The memory is an anonymous file of Linux (``memfd_create``), which the node opens through the
-server's entry in ``/proc``. The kernel grants that to processes of the same user only, which
-could read each other's memory anyway, and takes the memory back when both have ended, in
-whatever way. A node that cannot open it, for being on another machine, in another container or
-of another user, is served over the connection alone.
+server's entry in ``/proc``. The kernel grants that to processes of the same user (and to root),
+and takes the memory back when both have ended, in whatever way. A node that cannot open it, for
+being on another machine, in another container or of another user, is served over the connection
+alone.
 """
 
-import fcntl
-import hmac
-import logging
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 
 import torch
@@ -27,10 +25,11 @@ from flower_psl.wire.frames import Frame, Kind
 from flower_psl.wire.tensor_table import Pieces, unpack_tensors
 from flower_psl.wire.tensors import as_bytes_view
 
-_LOG = logging.getLogger("flwr.psl")
+if sys.platform == "linux":
+    import fcntl
 
 # What is shorter goes with its frame: it takes longer to look for than to send.
-_LEAST_BYTES = 16_384
+LEAST_BYTES = 16_384
 # The secret by which a node knows that it opened what it was offered has a page of its own.
 _PAGE_BYTES = 4096
 _SECRET_BYTES = 32
@@ -46,32 +45,40 @@ class SharedMemory:
     Parameters
     ----------
     outbox, inbox : memoryview
-        Bytes of this side, and of the other side.
+        Bytes of this side, and of the other side, as many.
+
+    Attributes
+    ----------
+    capacity_bytes : int
+        Room for the tensors of one frame, each way.
     """
 
     def __init__(self, outbox: memoryview, inbox: memoryview) -> None:
+        self.capacity_bytes = len(outbox)
         self._outbox = outbox
         self._inbox = inbox
-        self._is_free = True
+        self._unread: int | None = None
 
-    def put(self, tensors: Pieces) -> int:
-        """Put tensors there and return their bytes; 0 if they go with their frame.
+    def put(self, sequence: int, tensors: Pieces) -> int:
+        """Put the tensors of a request or its reply, and return their bytes.
 
-        They do if they are short, do not fit, or what was put before may not have been read.
+        It is 0 if they go with their frame: they are short, do not fit, or what was put before
+        may not have been read.
         """
         length = sum(len(piece) for piece in tensors)
-        if not self._is_free or not _LEAST_BYTES <= length <= len(self._outbox):
+        if self._unread is not None or not LEAST_BYTES <= length <= self.capacity_bytes:
             return 0
-        self._is_free = False
+        self._unread = sequence
         at = 0
         for piece in tensors:
             self._outbox[at : at + len(piece)] = piece
             at += len(piece)
         return length
 
-    def free(self) -> None:
-        """Note that the other side has read what was put."""
-        self._is_free = True
+    def free(self, sequence: int) -> None:
+        """Note that the other side has read what was put up to a request, that included."""
+        if self._unread is not None and self._unread <= sequence:
+            self._unread = None
 
     def sent(self, length: int) -> memoryview:
         """Return what was put last."""
@@ -85,10 +92,10 @@ class SharedMemory:
         ProtocolError
             If it is more than there is room for.
         """
-        if length > len(self._inbox):
+        if length > self.capacity_bytes:
             raise ProtocolError(
                 f"a frame with {length} bytes of tensors in a shared memory of "
-                f"{len(self._inbox)}; longer ones go with the frame. Install the same "
+                f"{self.capacity_bytes}; longer ones go with the frame. Install the same "
                 "flower-psl on both sides."
             )
         return self._inbox[:length]
@@ -109,17 +116,17 @@ class MemoryOffer:
     """
 
     def __init__(self, capacity_bytes: int) -> None:
-        self._secret = secrets.token_bytes(_SECRET_BYTES)
-        self._capacity_bytes = capacity_bytes
+        self._secret = secrets.token_hex(_SECRET_BYTES)
         self._file = -1
-        if not hasattr(os, "memfd_create"):
-            raise OSError("only Linux has memory that can be shared in this way")
+        if not _has_such_memory():
+            raise OSError("this system has no memory that can be shared in this way")
         self._file = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.fchmod(self._file, 0o600)
         os.truncate(self._file, _PAGE_BYTES + 2 * capacity_bytes)
-        # Else a node could cut it off, and whoever then touches it is killed.
-        fcntl.fcntl(self._file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        os.pwrite(self._file, self._secret, 0)
+        # Else a node could cut it off, and whoever then touches it is killed, or let it grow.
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(self._file, fcntl.F_ADD_SEALS, seals)
+        os.pwrite(self._file, self._secret.encode(), 0)
         outbox, inbox = _mapped(self._file, capacity_bytes)
         self.memory = SharedMemory(outbox, inbox)
 
@@ -128,23 +135,14 @@ class MemoryOffer:
         return {
             "process": os.getpid(),
             "file": self._file,
-            "capacity-bytes": self._capacity_bytes,
-            "secret": self._secret.hex(),
+            "capacity-bytes": self.memory.capacity_bytes,
+            "secret": self._secret,
         }
 
     def __del__(self) -> None:
         """Let nobody open it any more; who has opened it keeps it."""
         if self._file >= 0:
             os.close(self._file)
-
-
-def offer_memory(capacity_bytes: int) -> MemoryOffer | None:
-    """Return memory for a node to open, or None where there is none to be had."""
-    try:
-        return MemoryOffer(capacity_bytes)
-    except OSError as error:
-        _LOG.debug("no memory to share: %s", error)
-        return None
 
 
 def open_offered(values: Mapping[str, object]) -> SharedMemory | None:
@@ -166,27 +164,32 @@ def open_offered(values: Mapping[str, object]) -> SharedMemory | None:
         or not isinstance(secret, str)
     ):
         return None
+    path = f"/proc/{process}/fd/{file}"
     try:
-        opened = os.open(f"/proc/{process}/fd/{file}", os.O_RDWR | os.O_CLOEXEC)
+        # On another machine the same numbers can stand for any file, which is not to be opened.
+        if not _has_such_memory() or os.readlink(path) != f"/memfd:{_NAME} (deleted)":
+            return None
+        opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return _checked(opened, capacity_bytes, secret)
+        finally:
+            os.close(opened)
     except OSError:
         return None
-    try:
-        return _checked(opened, capacity_bytes, secret)
-    except OSError:
-        return None
-    finally:
-        os.close(opened)
+
+
+def _has_such_memory() -> bool:
+    """Tell whether this system, and this Python, have memory files that can be sealed."""
+    return hasattr(os, "memfd_create") and hasattr(fcntl, "F_GET_SEALS")
 
 
 def _checked(file: int, capacity_bytes: int, secret: str) -> SharedMemory | None:
     """Return the memory of a file, if it is the one with this secret and cannot be cut off."""
-    # Only memory has seals: on another machine the path can lead to any file.
-    if not fcntl.fcntl(file, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-        return None
-    if os.fstat(file).st_size != _PAGE_BYTES + 2 * capacity_bytes:
-        return None
-    found = os.pread(file, _SECRET_BYTES, 0).hex()
-    if not hmac.compare_digest(found.encode(), secret.encode()):
+    if (
+        not fcntl.fcntl(file, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+        or os.fstat(file).st_size != _PAGE_BYTES + 2 * capacity_bytes
+        or os.pread(file, 2 * _SECRET_BYTES, 0) != secret.encode(errors="replace")
+    ):
         return None
     inbox, outbox = _mapped(file, capacity_bytes)
     return SharedMemory(outbox, inbox)
@@ -201,7 +204,7 @@ def pack_with(
     tensors: Pieces,
 ) -> bytes:
     """Return a frame as `frames.pack` does, its tensors in a memory if they can be."""
-    length = memory.put(tensors) if memory is not None else 0
+    length = memory.put(sequence, tensors) if memory is not None else 0
     if length:
         return frames.pack(kind, node, sequence, values, in_memory_bytes=length)
     return frames.pack(kind, node, sequence, values, tensors)
@@ -227,10 +230,12 @@ def tensors_of(frame: Frame, memory: SharedMemory | None) -> dict[str, Tensor]:
 
 def _mapped(file: int, capacity_bytes: int) -> tuple[memoryview, memoryview]:
     """Return what the server and what the node puts there."""
-    # Python's own mapping would keep a file open for each node.
     size = _PAGE_BYTES + 2 * capacity_bytes
-    whole = as_bytes_view(
-        torch.from_file(f"/proc/self/fd/{file}", shared=True, size=size, dtype=torch.uint8)
-    )
+    try:
+        # Python's own mapping would keep a file open for each node.
+        whole = torch.from_file(f"/proc/self/fd/{file}", shared=True, size=size, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise OSError(f"memory cannot be mapped: {error}") from error
+    data = as_bytes_view(whole)
     middle = _PAGE_BYTES + capacity_bytes
-    return whole[_PAGE_BYTES:middle], whole[middle:]
+    return data[_PAGE_BYTES:middle], data[middle:]

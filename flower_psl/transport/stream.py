@@ -186,6 +186,7 @@ class StreamTransport:
         node, event = arrival
         if event is Event.LOST:
             self._lost.add(node)
+            self._memories.pop(node, None)
             return
         if isinstance(event, SharedMemory):
             self._memories[node] = event
@@ -195,8 +196,8 @@ class StreamTransport:
             self._nodes.add(node)
             self._lost.discard(node)
             self._memories.pop(node, None)  # that of the connection before
-        elif node in self._memories:
-            self._memories[node].free()
+        elif isinstance(event, Frame | Garbled) and node in self._memories:
+            self._memories[node].free(event.sequence)
 
     def _loss(self, where: str) -> ClientError:
         return ClientError(

@@ -188,6 +188,7 @@ class StreamClient:
         if frame.kind is Kind.GOODBYE:
             with self._lock:
                 self._devices.pop(frame.node, None)
+            self._memories.pop(frame.node, None)
         elif frame.kind is Kind.WELCOME:
             return self._open_memory(frame)
         elif frame.kind is Kind.WEIGHTS:
@@ -225,7 +226,7 @@ class StreamClient:
             weights = self._weights.of(frame.sequence) if frame.values.get(SHARED) else {}
             memory = self._memories.get(frame.node)
             if memory is not None:
-                memory.free()
+                memory.free(frame.sequence)
             tensors = tensors_of(frame, memory)
             request = parts.request_of(frame.values, weights, tensors)
             with _no_running_loop():

@@ -109,6 +109,7 @@ class Node:
     # The memory that its connection comes with: offered, and then opened.
     offer: MemoryOffer | None = None
     memory: SharedMemory | None = None
+    num_offers: int = 0
     # The request that it has not answered yet. It is sent again when the node comes back.
     outstanding: Request | None = None
     # Requests that nobody waits for any more: an answer to one of them is late, not forged.
@@ -129,6 +130,11 @@ class Node:
     def go(self) -> None:
         """Forget a connection that has ended, and the memory that came with it."""
         self.connection = self.offer = self.memory = None
+
+    @property
+    def offered_or_shared(self) -> SharedMemory | None:
+        """The memory of its connection, opened or not."""
+        return self.memory if self.offer is None else self.offer.memory
 
     def take_offer(self, is_open: bool) -> SharedMemory | None:
         """Return the memory that the node was offered, if it has opened that."""

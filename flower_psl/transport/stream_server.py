@@ -18,7 +18,7 @@ import grpc
 
 from flower_psl.errors import ConfigError, ProtocolError
 from flower_psl.transport.loopback import is_loopback_peer
-from flower_psl.transport.shared_memory import offer_memory
+from flower_psl.transport.memory_offers import offer_memory
 from flower_psl.transport.stream_connection import (
     Arrival,
     Connection,
@@ -52,10 +52,6 @@ _SPARE_CONNECTIONS = 256
 # Bytes that are no frame change nothing if the answer that is awaited follows so soon. Otherwise
 # they were that answer; only a process that has proved to be the node can have sent them.
 _SECOND_CHANCE_S = 1.0
-# What all nodes together may share, and the longest tensors of a frame that lie there. Only what
-# was ever used takes memory, and keeps it while the connection lasts.
-_MEMORY_BYTES = 2**30
-_LONGEST_IN_MEMORY_BYTES = 2**26
 _ANSWERS = (Kind.DESCRIPTION, Kind.REPLY, Kind.ERROR)
 
 
@@ -265,16 +261,12 @@ class StreamServer:
             connection.send(frames.pack(Kind.GOODBYE, frame.node, 0, {}))
             return
         if self._settings.shared_memory and connection.is_local:
-            node.offer = offer_memory(self._memory_bytes())
+            nodes = self._nodes.values()
+            node.offer = offer_memory(node, nodes, self._settings.max_frame_bytes)
         offered = node.offer.to_values() if node.offer is not None else {}
         connection.send(frames.pack(Kind.WELCOME, frame.node, 0, offered))
         node.ask_again()
         self.arrivals.put(Arrival(frame.node, Event.CAME))
-
-    def _memory_bytes(self) -> int:
-        """Return how much one node may share, each way."""
-        share = _MEMORY_BYTES // (2 * len(self._nodes))
-        return min(share, _LONGEST_IN_MEMORY_BYTES, self._settings.max_frame_bytes)
 
     def _refuse(self, connection: Connection, reason: str) -> None:
         """Count what is not to be; it ends a stream that is not let in, and no other."""

@@ -23,12 +23,13 @@ from typing import NamedTuple
 
 from flower_psl.errors import ProtocolError
 from flower_psl.wire.describe import PROTOCOL_VERSION
-from flower_psl.wire.json_text import from_json, to_json
+from flower_psl.wire.json_text import LONGEST_TEXT_BYTES, from_json, to_json
 from flower_psl.wire.tensor_table import Pieces
 
 _MAGIC = b"PSLF"
 _HEADER = struct.Struct("<4sBBHQQIQ")
 _WITH_FRAME, _IN_MEMORY = 0, 1
+LONGEST_WITHOUT_TENSORS_BYTES = _HEADER.size + LONGEST_TEXT_BYTES
 # Among a request's values: whether the weights sent before it belong to it, and the id of the
 # step that the node is to make ready for when it has answered.
 SHARED = "shared-weights"

@@ -13,7 +13,6 @@ from flower_psl import ProtocolError
 from flower_psl.transport.shared_memory import (
     MemoryOffer,
     SharedMemory,
-    offer_memory,
     open_offered,
     pack_with,
     tensors_of,
@@ -39,8 +38,8 @@ def ends() -> tuple[SharedMemory, SharedMemory]:
 def test_either_end_finds_what_the_other_has_put() -> None:
     server, node = ends()
     down, up = b"\x01" * 20_000, b"\x02" * CAPACITY
-    assert server.put([down[:1], down[1:]]) == 20_000
-    assert node.put([memoryview(up)]) == CAPACITY
+    assert server.put(1, [down[:1], down[1:]]) == 20_000
+    assert node.put(1, [memoryview(up)]) == CAPACITY
     assert (bytes(node.received(20_000)), bytes(server.received(CAPACITY))) == (down, up)
     assert (bytes(server.sent(20_000)), bytes(node.sent(CAPACITY))) == (down, up)
 
@@ -48,19 +47,23 @@ def test_either_end_finds_what_the_other_has_put() -> None:
 def test_nothing_is_written_over_before_it_was_read() -> None:
     server, node = ends()
     first, second = b"\x01" * 20_000, b"\x02" * 20_000
-    assert server.put([first])
-    assert server.put([second]) == 0
+    assert server.put(5, [first])
+    assert server.put(6, [second]) == 0
+    server.free(4)  # the answer to an earlier request tells nothing
+    assert server.put(6, [second]) == 0
     assert bytes(node.received(20_000)) == first
-    server.free()
-    assert server.put([second])
+    server.free(5)
+    assert server.put(6, [second])
     assert bytes(node.received(20_000)) == second
+    server.free(8)
+    assert server.put(9, [first])
 
 
 @pytest.mark.parametrize("length", [0, 1, 16_383, CAPACITY + 1])
 def test_what_is_short_or_has_no_room_goes_with_its_frame(length: int) -> None:
     server, _ = ends()
-    assert server.put([bytes(length)]) == 0
-    assert server.put([bytes(16_384)])  # and holds nothing up
+    assert server.put(1, [bytes(length)]) == 0
+    assert server.put(1, [bytes(16_384)])  # and holds nothing up
 
 
 def test_another_process_opens_it_and_keeps_it_when_this_one_closes_its_file() -> None:
@@ -71,7 +74,7 @@ def test_another_process_opens_it_and_keeps_it_when_this_one_closes_its_file() -
         "memory = open_offered(json.loads(sys.stdin.readline()))\n"
         "print('opened', flush=True)\n"
         "length = int(sys.stdin.readline())\n"
-        "print(memory.put([bytes(memory.received(length))[::-1]]), flush=True)\n"
+        "print(memory.put(1, [bytes(memory.received(length))[::-1]]), flush=True)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -84,28 +87,30 @@ def test_another_process_opens_it_and_keeps_it_when_this_one_closes_its_file() -
         del offer
         assert open_offered(values) is None
         sent = os.urandom(50_000)
-        assert memory.put([sent])
+        assert memory.put(1, [sent])
         process.stdin.write("50000\n")
         process.stdin.flush()
         assert process.stdout.readline() == "50000\n"
         assert bytes(memory.received(50_000)) == sent[::-1]
 
 
-def test_neither_end_keeps_a_file_open() -> None:
-    def open_files() -> int:
-        return len(os.listdir("/proc/self/fd"))
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
+
+def test_neither_end_keeps_a_file_open() -> None:
     before = open_files()
     pairs = [ends() for _ in range(5)]
     assert open_files() == before
     assert len(pairs) == 5
 
 
-def test_it_cannot_be_cut_off_nor_opened_by_other_users() -> None:
+def test_its_size_is_fixed_and_other_users_cannot_open_it() -> None:
     offer = MemoryOffer(CAPACITY)
     path = f"/proc/self/fd/{offer.to_values()['file']}"
-    with pytest.raises(PermissionError):
-        os.truncate(path, 4096)
+    for size in (4096, 10**9):
+        with pytest.raises(PermissionError):
+            os.truncate(path, size)
     assert os.stat(path).st_mode & 0o077 == 0
 
 
@@ -114,6 +119,7 @@ def test_it_cannot_be_cut_off_nor_opened_by_other_users() -> None:
     [
         lambda values: {**values, "secret": "00" * 32},
         lambda values: {**values, "secret": ""},
+        lambda values: {**values, "secret": "\ud800"},
         lambda values: {**values, "capacity-bytes": CAPACITY + 1},
         lambda values: {**values, "capacity-bytes": -1},
         lambda values: {**values, "process": 2**22 + 1},
@@ -134,7 +140,7 @@ def test_nothing_else_is_opened(
 def test_a_file_at_that_place_is_neither_opened_nor_changed(tmp_path: Path) -> None:
     """On another machine the same numbers can stand for any open file."""
     values = MemoryOffer(CAPACITY).to_values()
-    content = bytes.fromhex(str(values["secret"])) + bytes(4096 - 32 + 2 * CAPACITY)
+    content = str(values["secret"]).encode() + bytes(4096 - 64 + 2 * CAPACITY)
     place = tmp_path / "file"
     place.write_bytes(content)
     with place.open("r+b") as file:
@@ -144,18 +150,37 @@ def test_a_file_at_that_place_is_neither_opened_nor_changed(tmp_path: Path) -> N
 
 def test_memory_that_could_be_cut_off_is_not_opened() -> None:
     values = MemoryOffer(CAPACITY).to_values()
-    file = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    file = os.memfd_create("flower-psl", os.MFD_ALLOW_SEALING)
     try:
         os.truncate(file, 4096 + 2 * CAPACITY)
-        os.pwrite(file, bytes.fromhex(str(values["secret"])), 0)
+        os.pwrite(file, str(values["secret"]).encode(), 0)
         assert open_offered({**values, "file": file}) is None
     finally:
         os.close(file)
 
 
-def test_a_system_without_such_memory_offers_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_such_memory_offers_and_opens_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = MemoryOffer(CAPACITY).to_values()
     monkeypatch.delattr(os, "memfd_create")
-    assert offer_memory(CAPACITY) is None
+    with pytest.raises(OSError, match="no memory that can be shared"):
+        MemoryOffer(CAPACITY)
+    assert open_offered(values) is None
+
+
+def test_memory_that_cannot_be_mapped_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("unable to mmap 204096 bytes")
+
+    before = open_files()
+    offer = MemoryOffer(CAPACITY)
+    monkeypatch.setattr(torch, "from_file", fail)
+    assert open_offered(offer.to_values()) is None
+    with pytest.raises(OSError, match="cannot be mapped: unable to mmap 204096 bytes"):
+        MemoryOffer(CAPACITY)
+    del offer
+    assert open_files() == before
 
 
 def test_frames_say_where_their_tensors_are() -> None:
@@ -185,8 +210,8 @@ def test_received_tensors_do_not_change_with_the_memory() -> None:
     got = tensors_of(
         frames.unpack(pack_with(server, Kind.REQUEST, 7, 1, {}, pack_tensors(tensors))), node
     )
-    server.free()
-    assert server.put([bytes(30_000)])
+    server.free(1)
+    assert server.put(2, [bytes(30_000)])
     assert torch.equal(got["a"], tensors["a"])
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flower_psl.transport import stream_client
+from flower_psl.transport import stream_client, stream_server
 from flower_psl.transport.shared_memory import SharedMemory, open_offered, pack_with, tensors_of
 from flower_psl.wire import Phase, StepReply, StepRequest, frames, parts
 from flower_psl.wire.frames import Frame, Kind
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(
     not hasattr(os, "memfd_create"), reason="only Linux has memory that is shared in this way"
 )
 SHAPE = (3, 10_000)
+FRAME_BYTES = 2 * 10**6
 
 
 def tensor(seed: int) -> Tensor:
@@ -61,6 +62,8 @@ def enter(lab: "Lab", node: int, *, opens: bool) -> tuple["RawStream", SharedMem
 
 def answer(frame: Frame, memory: SharedMemory | None, echo: "Echo") -> bytes:
     """Return a device's reply to a frame that asks for one."""
+    if memory is not None:
+        memory.free(frame.sequence)
     tensors = tensors_of(frame, memory)
     reply = echo.handle(parts.request_of(frame.values, {}, tensors))
     values, tensors = parts.reply_config(reply), dict(parts.reply_tensors(reply))
@@ -71,7 +74,7 @@ def answer(frame: Frame, memory: SharedMemory | None, echo: "Echo") -> bytes:
 def test_long_tensors_go_through_memory_if_the_node_opened_it(
     make_lab: "MakeLab", make_echo: "type[Echo]", opens: bool
 ) -> None:
-    lab = make_lab(1)
+    lab = make_lab(1, max_frame_bytes=FRAME_BYTES)
     stream, memory = enter(lab, 1, opens=opens)
     with ThreadPoolExecutor(1) as pool:
         for seed in (1, 2, 3):
@@ -81,8 +84,6 @@ def test_long_tensors_go_through_memory_if_the_node_opened_it(
             assert bool(frame.in_memory_bytes) is opens
             data = answer(frame, memory, make_echo(1, reply_to))
             assert bool(frames.unpack(data).in_memory_bytes) is opens
-            if memory is not None:
-                memory.free()
             stream.send(data)
             gradients = exchange.result(20).all()[1].gradients
             assert torch.equal(gradients["w"], 2 * tensor(seed + 1))
@@ -93,7 +94,7 @@ def test_long_tensors_go_through_memory_if_the_node_opened_it(
 def test_devices_of_one_connection_each_have_their_own(
     make_lab: "MakeLab", make_echo: "type[Echo]", shared_memory: bool
 ) -> None:
-    lab = make_lab(1, 2, 3, shared_memory=shared_memory)
+    lab = make_lab(1, 2, 3, max_frame_bytes=FRAME_BYTES, shared_memory=shared_memory)
     lab.serve({node: make_echo(node, reply_to) for node in (1, 2)})
     lab.serve({3: make_echo(3, reply_to)})
     lab.transport.describe([1, 2, 3], 20).all()
@@ -111,7 +112,7 @@ def test_a_device_that_cannot_open_it_is_served_over_the_connection(
 ) -> None:
     offered: list[Mapping[str, object]] = []
     monkeypatch.setattr(stream_client, "open_offered", offered.append)
-    lab = make_lab(1)
+    lab = make_lab(1, max_frame_bytes=FRAME_BYTES)
     lab.serve({1: make_echo(1, reply_to)})
     replies = lab.transport.exchange(backward(lab, 1, seed=5), 20).all()
     assert torch.equal(replies[1].gradients["w"], 2 * tensor(6))
@@ -120,16 +121,26 @@ def test_a_device_that_cannot_open_it_is_served_over_the_connection(
     assert open_offered(offered[0]) is None  # nor is it kept for anybody else
 
 
-def test_a_request_is_sent_again_with_its_tensors(
-    make_lab: "MakeLab", make_echo: "type[Echo]"
+@pytest.mark.parametrize("breaks", ["before", "after"])
+def test_a_request_reaches_who_comes_back_with_its_tensors(
+    make_lab: "MakeLab", make_echo: "type[Echo]", breaks: str
 ) -> None:
-    """Who comes back may be another process, and what it is asked for lies with the first."""
-    lab = make_lab(1)
-    first, _ = enter(lab, 1, opens=True)
+    """That may be another process, and the request's tensors lie with the first."""
+    lab = make_lab(1, max_frame_bytes=FRAME_BYTES)
+    first, memory = enter(lab, 1, opens=True)
+    assert memory is not None
+    if breaks == "before":
+        first.close()
+        while lab.server._nodes[1].connection is not None:
+            lab.transport.await_node(0.01)
     with ThreadPoolExecutor(1) as pool:
         exchange = pool.submit(lab.transport.exchange, backward(lab, 1, seed=1), 20)
-        assert first.read().in_memory_bytes
-        first.close()
+        if breaks == "after":
+            assert first.read().in_memory_bytes
+            first.close()
+        while lab.server._nodes[1].outstanding is None:
+            pass
+        assert bytes(memory.received(120_000)) != bytes(120_000)  # it was put there
         second = lab.raw(lab.hello(1))
         while second.read().kind is not Kind.WELCOME:
             second = lab.raw(lab.hello(1))
@@ -143,7 +154,7 @@ def test_a_request_is_sent_again_with_its_tensors(
 def test_memory_is_left_alone_while_a_node_may_still_read_it(
     make_lab: "MakeLab", make_echo: "type[Echo]"
 ) -> None:
-    lab = make_lab(1)
+    lab = make_lab(1, max_frame_bytes=FRAME_BYTES)
     stream, memory = enter(lab, 1, opens=True)
     assert memory is not None
     echo = make_echo(1, reply_to)
@@ -154,24 +165,21 @@ def test_memory_is_left_alone_while_a_node_may_still_read_it(
         frame = stream.read()
         assert late.in_memory_bytes and not frame.in_memory_bytes
         assert torch.equal(tensors_of(late, memory)["gradient"], tensor(2))
-        stream.send(answer(late, memory, echo))
-        memory.free()
-        stream.send(answer(frame, memory, echo))
+        stream.send(answer(late, memory, echo), answer(frame, memory, echo))
         assert torch.equal(exchange.result(20).all()[1].gradients["w"], 2 * tensor(3))
         # All has been answered, so it is used again.
         exchange = pool.submit(lab.transport.exchange, backward(lab, 1, seed=3), 20)
         frame = stream.read()
         assert frame.in_memory_bytes
-        memory.free()
         stream.send(answer(frame, memory, echo))
         assert torch.equal(exchange.result(20).all()[1].gradients["w"], 2 * tensor(4))
 
 
-@pytest.mark.parametrize("in_memory_bytes", [2**40, 64, 600_000])
+@pytest.mark.parametrize("in_memory_bytes", [2**40, 64, 900_000])
 def test_a_lie_about_the_memory_is_an_unusable_answer(
     make_lab: "MakeLab", in_memory_bytes: int
 ) -> None:
-    lab = make_lab(1)
+    lab = make_lab(1, max_frame_bytes=FRAME_BYTES)
     stream, _ = enter(lab, 1, opens=in_memory_bytes != 64)
     with ThreadPoolExecutor(1) as pool:
         exchange = pool.submit(lab.transport.exchange, backward(lab, 1, seed=1), 20)
@@ -194,7 +202,7 @@ def test_memory_is_opened_once_and_only_if_it_was_offered(make_lab: "MakeLab") -
     assert lab.server.refused == Counter(
         {"frame of a kind that nodes do not send": 1, "second connection of a node": 1}
     )
-    other = make_lab(1)
+    other = make_lab(1, max_frame_bytes=FRAME_BYTES)
     stream, _ = enter(other, 1, opens=True)
     stream.send(opened, other.hello(1))
     while sum(other.server.refused.values()) < 2:
@@ -202,12 +210,40 @@ def test_memory_is_opened_once_and_only_if_it_was_offered(make_lab: "MakeLab") -
     assert other.server.refused["frame of a kind that nodes do not send"] == 1
 
 
-def test_nodes_share_a_bounded_memory(make_lab: "MakeLab") -> None:
-    nodes = range(1, 1001)
-    lab = make_lab(*nodes, max_frame_bytes=10**9)
-    values = lab.raw(lab.hello(1)).read().values
-    assert values["capacity-bytes"] == 2**30 // 2000
-    few = make_lab(1, max_frame_bytes=10**9)
-    assert few.raw(few.hello(1)).read().values["capacity-bytes"] == 2**26
-    small = make_lab(1, max_frame_bytes=50_000)
-    assert small.raw(small.hello(1)).read().values["capacity-bytes"] == 50_000
+@pytest.mark.parametrize("of_this_machine", [True, False])
+def test_memory_is_offered_to_peers_of_this_machine_only(
+    make_lab: "MakeLab", of_this_machine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_server, "is_loopback_peer", lambda _: of_this_machine)
+    lab = make_lab(1, max_frame_bytes=FRAME_BYTES)
+    assert bool(lab.raw(lab.hello(1)).read().values) is of_this_machine
+
+
+def test_what_is_lost_or_over_keeps_no_memory(
+    make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    lab = make_lab(1, 2, max_frame_bytes=FRAME_BYTES, reconnect_timeout_s=0.2)
+    stream, _ = enter(lab, 1, opens=True)
+    serving = lab.serve({2: make_echo(2, reply_to)})
+    lab.transport.describe([2], 20).all()
+    stream.close()
+    while lab.transport.nodes() != [2]:
+        lab.transport.await_node(0.01)
+    assert sorted(lab.transport._memories) == [2]
+    assert lab.server._nodes[1].offered_or_shared is None
+    assert serving.client._memories
+    lab.server.goodbye()
+    serving.answered()
+    assert not serving.client._memories
+
+
+def test_connections_that_end_leave_no_file_open(make_lab: "MakeLab") -> None:
+    lab = make_lab(1, max_frame_bytes=FRAME_BYTES)
+    stream = lab.raw_node(1)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        stream.close()
+        stream = lab.raw(lab.hello(1))
+        while stream.read().kind is not Kind.WELCOME:
+            stream = lab.raw(lab.hello(1))
+    assert len(os.listdir("/proc/self/fd")) <= before + 1

@@ -98,12 +98,12 @@ def test_ten_broken_connections_change_no_bit(
     make_lab: "MakeLab", overlap: bool, memory: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if memory:
-        monkeypatch.setattr(shared_memory, "_LEAST_BYTES", 1)
+        monkeypatch.setattr(shared_memory, "LEAST_BYTES", 1)
     arrays = ArrayRecord(build_model().state_dict())
     strategy = make_strategy(overlap=overlap)
     undisturbed = run_in_process(strategy, make_clients(), arrays, num_rounds=3)
 
-    lab = make_lab(*KEYS, shared_memory=memory)
+    lab = make_lab(*KEYS, max_frame_bytes=3 * 10**6, shared_memory=memory)
     proxy = lab.proxy()
     moments = {2: {1, 4, 7, 11}, 5: {2, 9, 10}, 9: {3, 8, 13}}
     cutters = {
@@ -115,6 +115,7 @@ def test_ten_broken_connections_change_no_bit(
     result = strategy.run_over(
         lab.transport, arrays, num_rounds=3, timeout=60, evaluate_fn=None, min_nodes=len(KEYS)
     )
+    assert sorted(lab.transport._memories) == (list(KEYS) if memory else [])
     expected, got = state(undisturbed.arrays), state(result.arrays)
     assert expected.keys() == got.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
