@@ -64,7 +64,7 @@ def train(
         {**config, "out": str(out)},
         num_supernodes=NUM_CLIENTS,
         num_actors=2,
-        timeout_s=120.0,
+        timeout_s=240.0,
         quiet=True,
     )
     assert status == "finished:completed", log
