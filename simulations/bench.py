@@ -48,8 +48,8 @@ class Venue:
 THROUGHPUT = "throughput"
 MEMORY_THROUGHPUT = "throughput-memory"
 
-_LIGHT = BenchRun("deployment-stream-light-step", "light", "stream", 13, 20, True, repeats=3)
-_WIDE = BenchRun(MEMORY_THROUGHPUT, "throughput", "stream", 6, len(WIDE_BATCHES), True)
+_LIGHT = BenchRun("deployment-stream-light-step", "light", "stream", 13, 20, quick=True, repeats=3)
+_WIDE = BenchRun(MEMORY_THROUGHPUT, "throughput", "stream", 6, len(WIDE_BATCHES), quick=True)
 
 
 def _peers(num_clients: int) -> tuple[BenchRun, ...]:

@@ -122,9 +122,7 @@ def split(data: bytes) -> Iterator[memoryview]:
                 f"{_HEADER.size}. Send it whole."
             )
         _, _, _, place, _, _, values_length, tensors_length = _HEADER.unpack_from(rest)
-        length = _HEADER.size + values_length
-        if place != _IN_MEMORY:
-            length += tensors_length
+        length = _frame_bytes(place, values_length, tensors_length)
         yield rest[:length]
         rest = rest[length:]
 
@@ -155,8 +153,7 @@ def unpack(data: bytes | memoryview) -> Frame:
         )
     if kind not in _KINDS:
         raise ProtocolError(f"a frame of kind {kind}; known are {list(_KINDS)}")
-    in_memory_bytes = tensors_length if place == _IN_MEMORY else 0
-    promised = _HEADER.size + values_length + tensors_length - in_memory_bytes
+    promised = _frame_bytes(place, values_length, tensors_length)
     if len(data) != promised:
         raise ProtocolError(
             f"a frame of {len(data)} bytes whose header promises {promised}; it was cut off or "
@@ -165,4 +162,11 @@ def unpack(data: bytes | memoryview) -> Frame:
     tensors_at = _HEADER.size + values_length
     data = memoryview(data)
     values = from_json(data[_HEADER.size : tensors_at], "a frame's values")
+    in_memory_bytes = tensors_length if place == _IN_MEMORY else 0
     return Frame(_KINDS[kind], node, sequence, values, data[tensors_at:], in_memory_bytes)
+
+
+def _frame_bytes(place: int, values_length: int, tensors_length: int) -> int:
+    """Return how long a frame is whose header says this."""
+    with_frame = 0 if place == _IN_MEMORY else tensors_length
+    return _HEADER.size + values_length + with_frame

@@ -60,6 +60,13 @@ def enter(lab: "Lab", node: int, *, opens: bool) -> tuple["RawStream", SharedMem
     return stream, memory
 
 
+def leave(lab: "Lab", stream: "RawStream", node: int) -> None:
+    """Close a raw stream, and return when the server knows that its node has gone."""
+    stream.close()
+    while lab.server._nodes[node].connection is not None:
+        lab.server.absent()  # asks the server's thread, and takes none of its arrivals
+
+
 def answer(frame: Frame, memory: SharedMemory | None, echo: "Echo") -> bytes:
     """Return a device's reply to a frame that asks for one."""
     if memory is not None:
@@ -130,20 +137,17 @@ def test_a_request_reaches_who_comes_back_with_its_tensors(
     first, memory = enter(lab, 1, opens=True)
     assert memory is not None
     if breaks == "before":
-        first.close()
-        while lab.server._nodes[1].connection is not None:
-            lab.transport.await_node(0.01)
+        leave(lab, first, 1)
     with ThreadPoolExecutor(1) as pool:
         exchange = pool.submit(lab.transport.exchange, backward(lab, 1, seed=1), 20)
         if breaks == "after":
             assert first.read().in_memory_bytes
-            first.close()
+            leave(lab, first, 1)
         while lab.server._nodes[1].outstanding is None:
-            pass
+            lab.server.absent()
         assert bytes(memory.received(120_000)) != bytes(120_000)  # it was put there
         second = lab.raw(lab.hello(1))
-        while second.read().kind is not Kind.WELCOME:
-            second = lab.raw(lab.hello(1))
+        assert second.read().kind is Kind.WELCOME
         frame = second.read()
         assert not frame.in_memory_bytes
         second.send(answer(frame, None, make_echo(1, reply_to)))
@@ -242,8 +246,6 @@ def test_connections_that_end_leave_no_file_open(make_lab: "MakeLab") -> None:
     stream = lab.raw_node(1)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        stream.close()
-        stream = lab.raw(lab.hello(1))
-        while stream.read().kind is not Kind.WELCOME:
-            stream = lab.raw(lab.hello(1))
+        leave(lab, stream, 1)
+        stream = lab.raw_node(1)
     assert len(os.listdir("/proc/self/fd")) <= before + 1
