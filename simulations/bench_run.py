@@ -10,15 +10,12 @@ from typing import Any, Literal
 from flwr.app import ArrayRecord
 
 from flower_psl import RunRecorder, run_in_process
-from simulations.bench_app.alternation import ROUNDS, Alternation
-from simulations.bench_app.plain_loop import PlainLoop
+from simulations.bench_app.alternation import ROUNDS, WARM_UP_ROUNDS, Alternation
+from simulations.bench_app.plain_loop_process import PlainLoopProcess
 from simulations.bench_app.workloads import WORKLOADS
 
 # Runs the benchmarks' app with a run config, and returns the run's status and log.
 RunApp = Callable[[dict[str, int | str]], tuple[str, str]]
-
-# The first round makes the clients, and fills the caches of both sides.
-_WARM_UP_ROUNDS = 1
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def read(folder: Path) -> Measurement:
         [
             line
             for text in (folder / name).read_text(encoding="utf-8").splitlines()
-            if (line := json.loads(text))["round"] > _WARM_UP_ROUNDS
+            if (line := json.loads(text))["round"] > WARM_UP_ROUNDS
         ]
         for name in ("steps.jsonl", ROUNDS)
     )
@@ -149,8 +146,8 @@ def _run_in_process(run: BenchRun, num_clients: int, out: Path) -> None:
         ),
         {key: workload.build_client(key) for key in range(num_clients)},
         ArrayRecord(workload.build_model().state_dict()),
-        _WARM_UP_ROUNDS + run.rounds,
-        evaluate_fn=Alternation(PlainLoop(workload, num_clients), run.steps, out),
+        WARM_UP_ROUNDS + run.rounds,
+        evaluate_fn=Alternation(PlainLoopProcess(run.workload, num_clients), run.steps, out),
     )
 
 
@@ -163,7 +160,7 @@ def _run_app(run: BenchRun, num_clients: int, run_app: RunApp, out: str) -> None
             "overlap": run.overlap,
             "shared-memory": run.shared_memory,
             "num-clients": num_clients,
-            "num-rounds": _WARM_UP_ROUNDS + run.rounds,
+            "num-rounds": WARM_UP_ROUNDS + run.rounds,
             "steps-per-round": run.steps,
         }
     )

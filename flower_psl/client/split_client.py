@@ -18,7 +18,7 @@ from flower_psl.client.state_folder import StateFolder
 from flower_psl.client.stopwatch import Stopwatch
 from flower_psl.errors import ConfigError, ProtocolError
 from flower_psl.sampling import Purpose, derive_seed
-from flower_psl.split import ClientPass, ModuleIndex, client_pass
+from flower_psl.split import ClientPass, ModuleIndex, client_pass, keep_freed_memory
 from flower_psl.wire import (
     DescribeReply,
     Phase,
@@ -100,6 +100,7 @@ class SplitClient:
                 f"segment is a {type(segment).__name__}; it must be the client's module, such "
                 "as cut(model, at=...).client"
             )
+        keep_freed_memory()
         self._segment = ModuleIndex(segment)
         self._tensors = {**self._segment.parameters, **self._segment.buffers}
         self._device = torch.device(device)

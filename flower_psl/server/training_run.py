@@ -30,7 +30,7 @@ from flower_psl.server.run_history import RunHistory
 from flower_psl.server.run_watch import RunWatch
 from flower_psl.server.split_step import StepTaker
 from flower_psl.server.torn import TornError
-from flower_psl.split import SplitModel
+from flower_psl.split import SplitModel, keep_freed_memory
 from flower_psl.storage import Version
 from flower_psl.telemetry import Progress, RunInfo
 from flower_psl.transport import Transport
@@ -101,6 +101,7 @@ class TrainingRun:
         PslError
             If the run cannot go on.
         """
+        keep_freed_memory()
         strategy, ledger = self._strategy, self._ledger
         store = strategy.checkpoints and CheckpointStore(strategy.checkpoints)
         saved = store and store.newest()

@@ -1,5 +1,6 @@
 """One model, cut in two: the cut, both sides' passes, checks and parity."""
 
+from flower_psl.split.allocator import keep_freed_memory
 from flower_psl.split.batch_norm import (
     batch_norm_layers,
     check_moments,
@@ -36,6 +37,7 @@ __all__ = [
     "check_moments",
     "check_split",
     "cut",
+    "keep_freed_memory",
     "load_tensors",
     "seeded",
     "to_group_norm",

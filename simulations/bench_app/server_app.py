@@ -9,7 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 from flower_psl import RunRecorder, StreamSettings
 
 from .alternation import Alternation
-from .plain_loop import PlainLoop
+from .plain_loop_process import PlainLoopProcess
 from .workloads import WORKLOADS
 
 # Eight SuperNodes on two cores start their processes one after the other.
@@ -23,9 +23,10 @@ def main(grid: Grid, context: Context) -> None:
     """Train in turns with the plain loop, and leave the records of both in ``out``."""
     torch.set_num_threads(1)
     config = context.run_config
-    workload = WORKLOADS[str(config["workload"])]
+    name = str(config["workload"])
     num_clients, steps = int(config["num-clients"]), int(config["steps-per-round"])
     out = Path(str(config["out"]))
+    workload = WORKLOADS[name]
     strategy = workload.build_strategy(
         recorder=RunRecorder(out),
         steps_per_round=steps,
@@ -41,5 +42,5 @@ def main(grid: Grid, context: Context) -> None:
         grid,
         ArrayRecord(workload.build_model().state_dict()),
         num_rounds=int(config["num-rounds"]),
-        evaluate_fn=Alternation(PlainLoop(workload, num_clients), steps, out),
+        evaluate_fn=Alternation(PlainLoopProcess(name, num_clients), steps, out),
     )
