@@ -23,6 +23,7 @@ from flower_psl.transport.shared_memory import (
     pack_with,
     tensors_of,
 )
+from flower_psl.transport.stream_call import StreamCall
 from flower_psl.transport.stream_ticket import (
     HELLO,
     METHOD,
@@ -61,26 +62,6 @@ class _Weights:
         return self._tensors
 
 
-class _Connection:
-    """One open stream, to which other threads may give frames too."""
-
-    def __init__(self, call: grpc.aio.StreamStreamCall) -> None:
-        self._call = call
-        self._loop = asyncio.get_running_loop()
-        self._writing = asyncio.Lock()  # gRPC takes one message at a time
-
-    async def write(self, frame: bytes) -> None:
-        async with self._writing:
-            try:
-                await self._call.write(frame)
-            except (grpc.RpcError, asyncio.InvalidStateError):
-                return  # the stream has ended, and the next read says why
-
-    def join(self, hello: bytes) -> None:
-        """Let one more device join, from any thread."""
-        asyncio.run_coroutine_threadsafe(self.write(hello), self._loop)
-
-
 class StreamClient:
     """Answers the server's requests over one connection, for one device or several.
 
@@ -94,7 +75,7 @@ class StreamClient:
         self._ticket = ticket
         self._lock = threading.Lock()
         self._devices: dict[int, tuple[str, Device]] = {}
-        self._connection: _Connection | None = None
+        self._connection: StreamCall | None = None
         self._last_contact = time.monotonic()
         self._done = threading.Event()
         self._answered = 0
@@ -161,13 +142,17 @@ class StreamClient:
                 )
                 # The server reads nothing of a stream whose metadata do not let it in.
                 call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(metadata=((HELLO, first),))
-                self._connection = connection = _Connection(call)
+                connection = StreamCall(call, self._ticket.max_frame_bytes)
+                self._connection = connection
             try:
                 for hello in others:
                     await connection.write(hello)
-                while (data := await call.read()) is not grpc.aio.EOF:
-                    received = [frames.unpack(frame) for frame in frames.split(data)]
+                while True:
+                    message = await connection.read()
+                    received = [frames.unpack(frame) for frame in frames.split(message)]
                     for frame in received:
+                        if frame.kind is Kind.PIPES:
+                            await connection.open_pipes(frame)
                         answer = self._answer(frame)
                         if answer is not None:
                             await connection.write(answer)
@@ -181,8 +166,7 @@ class StreamClient:
             finally:
                 with self._lock:
                     self._connection = None
-                call.cancel()
-        raise ConnectionError("the server ended the stream")
+                connection.close()
 
     def _answer(self, frame: Frame) -> bytes | None:
         if frame.kind is Kind.GOODBYE:
@@ -191,7 +175,7 @@ class StreamClient:
             self._memories.pop(frame.node, None)
         elif frame.kind is Kind.WELCOME:
             return self._open_memory(frame)
-        elif frame.kind is Kind.WEIGHTS:
+        elif frame.kind is Kind.WEIGHTS and frame.sequence >= self._weights.sequence:
             self._weights = _Weights(frame.sequence, frame.tensors)
         elif frame.kind in (Kind.DESCRIBE, Kind.REQUEST):
             self._answered += 1

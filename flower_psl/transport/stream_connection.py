@@ -1,15 +1,19 @@
 """What the server knows of each stream, and of each node that may come over one."""
 
 import asyncio
+import logging
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
 from flower_psl.errors import ProtocolError
+from flower_psl.transport.local_pipes import LocalPipes, OfferedPipes
 from flower_psl.transport.shared_memory import MemoryOffer, SharedMemory
 from flower_psl.wire import frames
-from flower_psl.wire.frames import Frame
+from flower_psl.wire.frames import Frame, Kind
+
+_LOG = logging.getLogger("flwr.psl")
 
 # Frames that are to go at the same time are sent as one message while they are this short:
 # a message costs a peer about as much as copying so many bytes.
@@ -63,18 +67,55 @@ class Arrival(NamedTuple):
 
 @dataclass(eq=False)
 class Connection:
-    """One stream, from this machine's loopback or not. It may serve several nodes."""
+    """One stream, from this machine's loopback or not. It may serve several nodes.
+
+    Once the other side has opened the pipes that it was offered, all that is sent goes there.
+    """
 
     is_local: bool = False
     nodes: set[int] = field(default_factory=set)
     weights: bytes | None = None
+    offer: OfferedPipes | None = None
+    _pipes: LocalPipes | None = None
     _outgoing: deque[bytes] = field(default_factory=deque)
     _waiting: asyncio.Event = field(default_factory=asyncio.Event)
 
     def send(self, frame: bytes) -> None:
-        """Send a frame after those that were sent before."""
+        """Send a frame."""
+        if self._pipes is not None:
+            self._pipes.write(frame)
+            return
         self._outgoing.append(frame)
         self._waiting.set()
+
+    async def offer_pipes(self, node: int, pipes: LocalPipes) -> None:
+        """Offer pipes to the process at the other end, by a frame to one of its nodes."""
+        self.offer = OfferedPipes(pipes)
+        try:
+            values = await self.offer.open()
+        except OSError as error:
+            _LOG.debug("no pipes to offer: %s", error)
+            self.take_offer(is_open=False)
+        else:
+            self.send(frames.pack(Kind.PIPES, node, 0, values))
+
+    def take_offer(self, is_open: bool) -> None:
+        """Use the pipes that were offered, if the other side has opened them."""
+        if self.offer is None:
+            return
+        self.offer.withdraw()
+        if is_open:
+            self._pipes = self.offer.pipes
+            self.weights = None  # on their way they can be overtaken now
+        else:
+            self.offer.pipes.close()
+        self.offer = None
+
+    def close(self) -> None:
+        """Close the pipes, opened or not."""
+        self.take_offer(is_open=False)
+        if self._pipes is not None:
+            self._pipes.close()
 
     def ask(self, request: Request) -> None:
         """Send a request, after its weights if they are not there yet."""
@@ -92,12 +133,12 @@ class Connection:
             self._waiting.clear()
 
     def _next_message(self) -> bytes:
-        frames = [self._outgoing.popleft()]
-        length = len(frames[0])
+        joined = [self._outgoing.popleft()]
+        length = len(joined[0])
         while self._outgoing and length + len(self._outgoing[0]) <= _JOINED_BYTES:
-            frames.append(self._outgoing.popleft())
-            length += len(frames[-1])
-        return b"".join(frames) if len(frames) > 1 else frames[0]
+            joined.append(self._outgoing.popleft())
+            length += len(joined[-1])
+        return b"".join(joined) if len(joined) > 1 else joined[0]
 
 
 @dataclass

@@ -12,11 +12,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import grpc
 
 from flower_psl.errors import ConfigError, ProtocolError
+from flower_psl.transport.local_pipes import LocalPipes
 from flower_psl.transport.loopback import is_loopback_peer
 from flower_psl.transport.memory_offers import offer_memory
 from flower_psl.transport.stream_connection import (
@@ -52,6 +54,8 @@ _SPARE_CONNECTIONS = 256
 # Bytes that are no frame change nothing if the answer that is awaited follows so soon. Otherwise
 # they were that answer; only a process that has proved to be the node can have sent them.
 _SECOND_CHANCE_S = 1.0
+# Each pair of pipes is two open files, and four until the other side has opened them.
+_MOST_WITH_PIPES = 64
 _ANSWERS = (Kind.DESCRIPTION, Kind.REPLY, Kind.ERROR)
 
 
@@ -83,6 +87,8 @@ class StreamServer:
         self._settings = settings
         self._certificate = certificate
         self._nodes: dict[int, Node] = {}
+        self._with_pipes: set[Connection] = set()
+        self._ending: asyncio.Task[None] | None = None
         self._over = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="psl-stream", daemon=True)
@@ -193,6 +199,7 @@ class StreamServer:
         writer = asyncio.create_task(connection.write(context))
         try:
             self._receive(connection, dict(context.invocation_metadata()).get(HELLO, b""))
+            await self._offer_pipes(connection, context)
             while (data := await context.read()) is not grpc.aio.EOF:
                 self._receive(connection, data)
         except _RefusedError:
@@ -200,9 +207,42 @@ class StreamServer:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED)
         finally:
             writer.cancel()
+            connection.close()
+            self._with_pipes.discard(connection)
             self._disconnect(connection)
 
-    def _receive(self, connection: Connection, data: bytes) -> None:
+    async def _offer_pipes(self, connection: Connection, context: Any) -> None:
+        """Offer pipes to a process of nodes on this machine."""
+        node = next(iter(connection.nodes), None)
+        if (
+            node is None
+            or not (self._settings.shared_memory and connection.is_local)
+            or len(self._with_pipes) >= _MOST_WITH_PIPES
+        ):
+            return
+
+        def take(message: bytes) -> None:
+            for frame in frames.split(message):
+                self._receive(connection, frame)
+
+        def end() -> None:
+            # Whose process is gone is missed by the stream. If not, the nodes are to come again.
+            self._loop.call_later(_SECOND_CHANCE_S, self._end, context)
+
+        self._with_pipes.add(connection)
+        await connection.offer_pipes(node, LocalPipes(take, end, self._settings.max_frame_bytes))
+
+    def _end(self, context: Any) -> None:
+        """End a stream, if it has not ended."""
+
+        async def abort() -> None:
+            with suppress(grpc.aio.AbortError):
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "its pipes were closed")
+
+        if not context.done():
+            self._ending = self._loop.create_task(abort())
+
+    def _receive(self, connection: Connection, data: bytes | memoryview) -> None:
         if not connection.nodes and len(data) > _LONGEST_HELLO_BYTES:
             self._refuse(connection, "long first frame")
         try:
@@ -225,6 +265,8 @@ class StreamServer:
         elif frame.kind is Kind.OPENED and node.offer is not None:
             if (memory := node.take_offer(frame.values.get("opened") is True)) is not None:
                 self.arrivals.put(Arrival(frame.node, memory))
+        elif frame.kind is Kind.PIPES and connection.offer is not None:
+            connection.take_offer(frame.values.get("opened") is True)
         elif frame.kind not in _ANSWERS:
             self._refuse(connection, "frame of a kind that nodes do not send")
         elif node.settle(frame.sequence):

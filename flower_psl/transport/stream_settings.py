@@ -30,9 +30,9 @@ class StreamSettings:
         Neither encrypt nor prove anything. Only between processes of one machine: every
         address must be a loopback address.
     shared_memory : bool
-        Whether long tensors of nodes on this machine go through memory that they share with
-        the server, and everything else over the connection. The system lets only processes of
-        the server's own user open it; any other node is served over the connection alone.
+        Whether nodes on this machine and the server exchange frames through pipes, and long
+        tensors through memory that they share. The system lets only processes of the server's
+        own user open these; any other node is served over the connection alone.
     connect_timeout_s : float
         Bound on the wait for the next node to connect, in seconds.
     reconnect_timeout_s : float

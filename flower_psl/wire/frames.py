@@ -41,7 +41,8 @@ class Kind(IntEnum):
 
     Nodes send HELLO (with their token), OPENED (whether they opened the memory that they were
     offered), DESCRIPTION, REPLY and ERROR; the server WELCOME (with that offer), DESCRIBE,
-    REQUEST, GOODBYE, and WEIGHTS, which the requests that follow on the connection share.
+    REQUEST, GOODBYE, and WEIGHTS, which the requests that follow on the connection share. PIPES
+    is an offer of the server, and a node's answer to it (whether it opened them).
     """
 
     HELLO = 1
@@ -54,6 +55,7 @@ class Kind(IntEnum):
     GOODBYE = 8
     WEIGHTS = 9
     OPENED = 10
+    PIPES = 11
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -125,6 +127,29 @@ def split(data: bytes) -> Iterator[memoryview]:
         length = _frame_bytes(place, values_length, tensors_length)
         yield rest[:length]
         rest = rest[length:]
+
+
+def whole_bytes(data: bytes | bytearray, max_frame_bytes: int) -> int:
+    """Return how many bytes the frames have that came whole, of bytes that come in pieces.
+
+    Raises
+    ------
+    ProtocolError
+        If what follows them is not the beginning of a frame, or of one that is too long.
+    """
+    at = 0
+    while len(data) - at >= _HEADER.size:
+        magic, _, _, place, _, _, values_length, tensors_length = _HEADER.unpack_from(data, at)
+        length = _frame_bytes(place, values_length, tensors_length)
+        if magic != _MAGIC or length > max_frame_bytes:
+            raise ProtocolError(
+                f"bytes that begin with {bytes(data[at : at + 8])!r} are no frame of flower-psl "
+                f"of at most {max_frame_bytes} bytes"
+            )
+        if len(data) - at < length:
+            break
+        at += length
+    return at
 
 
 def unpack(data: bytes | memoryview) -> Frame:

@@ -93,9 +93,13 @@ class RawStream:
             self._outgoing.put(each)
 
     def read(self) -> Frame:
-        while not self._received:
-            self._received += frames.split(next(self._call))
-        return frames.unpack(self._received.pop(0))
+        """Return the next frame; an offer of pipes, which it leaves unanswered, is none."""
+        while True:
+            while not self._received:
+                self._received += frames.split(next(self._call))
+            frame = frames.unpack(self._received.pop(0))
+            if frame.kind is not Kind.PIPES:
+                return frame
 
     def end(self) -> tuple[grpc.StatusCode, str]:
         """Return how the server ended the stream; nothing may come before."""

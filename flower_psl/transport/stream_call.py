@@ -1,0 +1,81 @@
+"""One open stream as the devices see it, with the pipes beside it."""
+
+import asyncio
+
+import grpc
+
+from flower_psl.transport.local_pipes import LocalPipes, open_offered
+from flower_psl.wire import frames
+from flower_psl.wire.frames import Frame, Kind
+
+
+class StreamCall:
+    """Where frames come from and go to, whichever way they take.
+
+    Parameters
+    ----------
+    call : grpc.aio.StreamStreamCall
+        The stream.
+    max_frame_bytes : int
+        Largest frame.
+    """
+
+    def __init__(self, call: grpc.aio.StreamStreamCall, max_frame_bytes: int) -> None:
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        self._writing = asyncio.Lock()  # gRPC takes one message at a time
+        self._messages: asyncio.Queue[bytes | Exception] = asyncio.Queue()
+        self._reading = asyncio.create_task(self._read())
+        self._pipes = LocalPipes(self._messages.put_nowait, self._lose_pipes, max_frame_bytes)
+        self._uses_pipes = False
+
+    async def read(self) -> bytes:
+        """Return the next message: one frame or several.
+
+        Raises
+        ------
+        ConnectionError, grpc.RpcError
+            If the connection has ended.
+        """
+        message = await self._messages.get()
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    async def write(self, frame: bytes) -> None:
+        """Send a frame."""
+        if self._uses_pipes:
+            self._pipes.write(frame)
+            return
+        async with self._writing:
+            try:
+                await self._call.write(frame)
+            except (grpc.RpcError, asyncio.InvalidStateError):
+                return  # the stream has ended, and the next read says why
+
+    def join(self, hello: bytes) -> None:
+        """Let one more device join, from any thread."""
+        asyncio.run_coroutine_threadsafe(self.write(hello), self._loop)
+
+    async def open_pipes(self, offer: Frame) -> None:
+        """Open the pipes that the server offers, say whether they can be, and then use them."""
+        opened = await open_offered(offer.values, self._pipes)
+        await self.write(frames.pack(Kind.PIPES, offer.node, 0, {"opened": opened}))
+        self._uses_pipes = opened
+
+    def close(self) -> None:
+        """End it."""
+        self._pipes.close()
+        self._reading.cancel()
+        self._call.cancel()
+
+    async def _read(self) -> None:
+        try:
+            while (data := await self._call.read()) is not grpc.aio.EOF:
+                self._messages.put_nowait(data)
+            self._messages.put_nowait(ConnectionError("the server ended the stream"))
+        except grpc.RpcError as error:
+            self._messages.put_nowait(error)
+
+    def _lose_pipes(self) -> None:
+        self._messages.put_nowait(ConnectionError("the server closed its pipes"))
