@@ -88,7 +88,7 @@ class StreamServer:
         self._certificate = certificate
         self._nodes: dict[int, Node] = {}
         self._with_pipes: set[Connection] = set()
-        self._ending: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self._over = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="psl-stream", daemon=True)
@@ -240,7 +240,9 @@ class StreamServer:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "its pipes were closed")
 
         if not context.done():
-            self._ending = self._loop.create_task(abort())
+            task = self._loop.create_task(abort())
+            self._ending.add(task)  # a task that nobody holds may vanish
+            task.add_done_callback(self._ending.discard)
 
     def _receive(self, connection: Connection, data: bytes | memoryview) -> None:
         if not connection.nodes and len(data) > _LONGEST_HELLO_BYTES:
