@@ -28,13 +28,17 @@ class LocalPipes:
     take : callable
         Called with one whole frame or several, as they come.
     end : callable
-        Called if the other side closes its ends, or sends what is no frame.
+        Called if the other side closes its ends, with None, or sends what is no frame, with
+        what is wrong with it.
     max_frame_bytes : int
         Largest frame.
     """
 
     def __init__(
-        self, take: Callable[[bytes], None], end: Callable[[], object], max_frame_bytes: int
+        self,
+        take: Callable[[bytes], None],
+        end: Callable[[ProtocolError | None], object],
+        max_frame_bytes: int,
     ) -> None:
         self._take = take
         self._end = end
@@ -70,19 +74,19 @@ class LocalPipes:
         self._received += data
         try:
             length = frames.whole_bytes(self._received, self._max_frame_bytes)
-        except ProtocolError:
-            self.lose()
+        except ProtocolError as error:
+            self.lose(error)
             return
         if length:
             message = bytes(memoryview(self._received)[:length])
             del self._received[:length]
             self._take(message)
 
-    def lose(self) -> None:
-        """Note that the other side is gone."""
+    def lose(self, error: ProtocolError | None) -> None:
+        """Note that the other side is gone, or of no use."""
         if not self._is_closed:
             self.close()
-            self._end()
+            self._end(error)
 
 
 class _Writing(asyncio.BaseProtocol):
@@ -92,7 +96,7 @@ class _Writing(asyncio.BaseProtocol):
         self._pipes = pipes
 
     def connection_lost(self, _: Exception | None) -> None:
-        self._pipes.lose()
+        self._pipes.lose(None)
 
 
 class _Reading(_Writing, asyncio.Protocol):

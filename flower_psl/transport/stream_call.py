@@ -4,6 +4,7 @@ import asyncio
 
 import grpc
 
+from flower_psl.errors import ProtocolError
 from flower_psl.transport.local_pipes import LocalPipes, open_offered
 from flower_psl.wire import frames
 from flower_psl.wire.frames import Frame, Kind
@@ -77,5 +78,6 @@ class StreamCall:
         except grpc.RpcError as error:
             self._messages.put_nowait(error)
 
-    def _lose_pipes(self) -> None:
-        self._messages.put_nowait(ConnectionError("the server closed its pipes"))
+    def _lose_pipes(self, error: ProtocolError | None) -> None:
+        reason = "the server closed its pipes" if error is None else f"in its pipes came {error}"
+        self._messages.put_nowait(ConnectionError(reason))

@@ -225,7 +225,9 @@ class StreamServer:
             for frame in frames.split(message):
                 self._receive(connection, frame)
 
-        def end() -> None:
+        def end(error: ProtocolError | None) -> None:
+            if error is not None:
+                self.refused["malformed frame"] += 1
             # Whose process is gone is missed by the stream. If not, the nodes are to come again.
             self._loop.call_later(_SECOND_CHANCE_S, self._end, context)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from flower_psl import ProtocolError
 from flower_psl.transport import stream_server
 from flower_psl.transport.local_pipes import LocalPipes, OfferedPipes, open_offered
 from flower_psl.wire import StepRequest, frames
@@ -29,11 +30,17 @@ class Pair:
     def __init__(self) -> None:
         self.got: dict[str, list[bytes]] = {"server": [], "node": []}
         self.ended: list[str] = []
+        self.errors: list[str] = []
         self.server, self.node = (self._side(name) for name in self.got)
         self.offered = OfferedPipes(self.server)
 
     def _side(self, name: str) -> LocalPipes:
-        return LocalPipes(self.got[name].append, lambda: self.ended.append(name), LONGEST)
+        def end(error: ProtocolError | None) -> None:
+            self.ended.append(name)
+            if error is not None:
+                self.errors.append(str(error))
+
+        return LocalPipes(self.got[name].append, end, LONGEST)
 
     async def open(self) -> "Pair":
         assert await open_offered(await self.offered.open(), self.node)
@@ -81,6 +88,8 @@ def test_what_is_no_frame_ends_the_pipes(name: str) -> None:
         pair.node.write(bytes(100) if name == "bytes" else frame(2, LONGEST))
         await until(lambda: bool(pair.ended))
         assert pair.ended[0] == "server"
+        assert len(pair.errors) == 1
+        assert "are no frame of flower-psl of at most 1000000 bytes" in pair.errors[0]
         assert pair.got["server"] in ([frame(1)], [])
         await until(lambda: len(pair.ended) == 2)  # the other side sees that they are closed
         pair.close()
@@ -199,6 +208,20 @@ def test_too_many_open_files_cost_only_speed(
     lab.serve({1: make_echo(1)})
     assert lab.exchange(1) == {1: 1.0}
     assert not uses_pipes(lab, 1)
+
+
+def test_what_is_no_frame_is_counted_and_the_node_comes_again(
+    make_lab: "MakeLab", make_echo: "type[Echo]"
+) -> None:
+    def garble(_: StepRequest) -> None:
+        if not lab.server.refused:
+            serving.client._connection._pipes.write(bytes(100))  # type: ignore[union-attr]
+
+    lab = make_lab(1)
+    serving = lab.serve({1: make_echo(1, during=garble)})
+    await_pipes(lab, 1)
+    assert lab.exchange(1) == {1: 1.0}
+    assert lab.server.refused == {"malformed frame": 1}
 
 
 @pytest.mark.parametrize("side", ["server", "node"])

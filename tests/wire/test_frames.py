@@ -319,3 +319,21 @@ def test_mutated_frames_are_refused_or_read_and_nothing_else() -> None:
         else:
             outcomes["read"] += 1
     assert all(count > 50 for count in outcomes.values()), outcomes
+
+
+def test_frames_that_come_in_pieces_are_whole_when_their_last_byte_has_come() -> None:
+    sent = [frames.pack(Kind.REQUEST, n, 1, {"a": n}, [bytes(n)]) for n in (0, 1, 50)]
+    sent.append(frames.pack(Kind.REPLY, 3, 1, {}, in_memory_bytes=10**9))
+    data = b"".join(sent)
+    ends = [sum(map(len, sent[: n + 1])) for n in range(len(sent))]
+    for length in range(len(data) + 1):
+        whole = frames.whole_bytes(data[:length], max_frame_bytes=len(sent[2]))
+        assert whole == max([0, *(end for end in ends if end <= length)])
+
+
+@pytest.mark.parametrize("data", [b"PSLG" + bytes(32), b"PSLF" + b"\xff" * 32])
+def test_what_cannot_become_a_frame_is_refused_by_its_header(data: bytes) -> None:
+    before = frames.pack(Kind.REQUEST, 1, 1, {})
+    assert frames.whole_bytes(before + data[:-1], 100) == len(before)
+    with pytest.raises(ProtocolError, match="are no frame of flower-psl of at most 100 bytes"):
+        frames.whole_bytes(before + data, 100)
