@@ -115,7 +115,8 @@ def test_ten_broken_connections_change_no_bit(
     result = strategy.run_over(
         lab.transport, arrays, num_rounds=3, timeout=60, evaluate_fn=None, min_nodes=len(KEYS)
     )
-    assert sorted(lab.transport._memories) == (list(KEYS) if memory else [])
+    # After the last break a node may not be back yet: no step waits for it.
+    assert set(lab.transport._memories) <= (set(KEYS) if memory else set())
     expected, got = state(undisturbed.arrays), state(result.arrays)
     assert expected.keys() == got.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
@@ -171,7 +172,7 @@ def test_all_devices_of_a_connection_come_back(
 def test_a_client_waits_until_the_server_notices_its_old_connection_to_be_dead(
     make_lab: "MakeLab", make_echo: "type[Echo]"
 ) -> None:
-    lab = make_lab(1)
+    lab = make_lab(1, shared_memory=False)  # pipes would tell it
     proxy = lab.proxy()
     refused = threading.Event()
     count = Counter[str].__setitem__
@@ -224,7 +225,7 @@ def test_a_node_whose_connection_died_without_a_word_is_let_in_again_in_time(
     make_lab: "MakeLab", make_echo: "type[Echo]"
 ) -> None:
     """Pings find out, although nothing else tells the server."""
-    lab = make_lab(1, reconnect_timeout_s=4.0)
+    lab = make_lab(1, reconnect_timeout_s=4.0, shared_memory=False)  # pipes would tell at once
     proxy = lab.proxy()
     lab.serve({1: make_echo(1)}, port=proxy.port)
     server_ends = proxy.drop(far=False)
@@ -236,7 +237,8 @@ def test_a_node_whose_connection_died_without_a_word_is_let_in_again_in_time(
 def test_a_node_that_does_not_come_back_in_time_ends_the_step(
     make_lab: "MakeLab", make_echo: "type[Echo]"
 ) -> None:
-    lab = make_lab(1, 2, reconnect_timeout_s=0.3)
+    # What is in a pipe when the connection breaks is not lost.
+    lab = make_lab(1, 2, reconnect_timeout_s=0.3, shared_memory=False)
     proxy = lab.proxy()
     serving = lab.serve({1: make_echo(1, during=lambda _: proxy.close())}, port=proxy.port)
     lab.serve({2: make_echo(2)})
