@@ -26,7 +26,7 @@ from flower_psl import (
 )
 from flower_psl.client.client_cache import ClientCache
 from flower_psl.client.stream_session import KeyedClient
-from flower_psl.transport import shared_memory
+from flower_psl.transport import shared_memory, stream_server
 from flower_psl.wire import DescribeReply, Phase, StepId, StepReply, StepRequest, parts
 
 if TYPE_CHECKING:
@@ -92,13 +92,16 @@ def state(arrays: ArrayRecord) -> dict[str, Tensor]:
     return dict(arrays.to_torch_state_dict())
 
 
-@pytest.mark.parametrize("memory", [False, True], ids=["frames", "memory"])
+@pytest.mark.parametrize("way", ["frames", "memory", "pipes"])
 @pytest.mark.parametrize("overlap", [False, True], ids=["whole", "overlap"])
 def test_ten_broken_connections_change_no_bit(
-    make_lab: "MakeLab", overlap: bool, memory: bool, monkeypatch: pytest.MonkeyPatch
+    make_lab: "MakeLab", overlap: bool, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    memory = way != "frames"
     if memory:
         monkeypatch.setattr(shared_memory, "LEAST_BYTES", 1)
+    if way == "memory":
+        monkeypatch.setattr(stream_server, "_MOST_WITH_PIPES", 0)
     arrays = ArrayRecord(build_model().state_dict())
     strategy = make_strategy(overlap=overlap)
     undisturbed = run_in_process(strategy, make_clients(), arrays, num_rounds=3)
@@ -115,16 +118,19 @@ def test_ten_broken_connections_change_no_bit(
     result = strategy.run_over(
         lab.transport, arrays, num_rounds=3, timeout=60, evaluate_fn=None, min_nodes=len(KEYS)
     )
-    # After the last break a node may not be back yet: no step waits for it.
-    assert set(lab.transport._memories) <= (set(KEYS) if memory else set())
+    if way == "pipes":  # an answer that was in a pipe has come, so that no step waits for its node
+        while len(lab.transport._memories) < len(KEYS):
+            assert lab.transport.await_node(20)
+    assert sorted(lab.transport._memories) == (list(KEYS) if memory else [])
     expected, got = state(undisturbed.arrays), state(result.arrays)
     assert expected.keys() == got.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
     assert result.train_metrics_clientapp == undisturbed.train_metrics_clientapp
     for key, cutter in cutters.items():
         assert len(cutter.replies) >= max(moments[key])  # so that it was cut off as often
-        repeated = repeated_alike(cutter.replies)
-        assert memory or repeated >= len(moments[key])  # an answer in a pipe may have come
+        repeated = repeated_alike(cutter.replies)  # asserts that the answers are the same
+        if way != "pipes":
+            assert repeated >= len(moments[key])
 
 
 def repeated_alike(replies: list[StepReply]) -> int:
