@@ -7,6 +7,9 @@ it proves who is who, it is what a break is noticed by, and the pipes end with i
 The server offers the pipes as it offers memory (`shared_memory`), and they are opened in the same
 way: through the server's entry in ``/proc``, which the kernel grants to the same user (and root).
 Who cannot open them is served over the stream alone.
+
+No frame in a pipe overtakes one on the stream: each side says on the stream when that carries
+nothing more, first the node and then the server, and the other reads its pipe only then.
 """
 
 import asyncio
@@ -49,12 +52,17 @@ class LocalPipes:
         self._writer: asyncio.WriteTransport | None = None
 
     async def connect(self, incoming: int, outgoing: int) -> None:
-        """Begin to read one file and let the other be written; they are closed with this."""
+        """Let two files be written and, later, read; they are closed with this."""
         loop = asyncio.get_running_loop()
         reading = os.fdopen(incoming, "rb", buffering=0)
         writing = os.fdopen(outgoing, "wb", buffering=0)
         self._reader, _ = await loop.connect_read_pipe(lambda: _Reading(self), reading)
         self._writer, _ = await loop.connect_write_pipe(lambda: _Writing(self), writing)
+
+    def read(self) -> None:
+        """Begin to read; what has come before is kept."""
+        if self._reader is not None:
+            self._reader.resume_reading()
 
     def write(self, frame: bytes) -> None:
         """Send a frame after those that were sent before."""
@@ -101,6 +109,10 @@ class _Writing(asyncio.BaseProtocol):
 
 class _Reading(_Writing, asyncio.Protocol):
     """What asyncio tells of the end that is read."""
+
+    def connection_made(self, reader: asyncio.BaseTransport) -> None:
+        assert isinstance(reader, asyncio.ReadTransport)
+        reader.pause_reading()
 
     def data_received(self, data: bytes) -> None:
         self._pipes.receive(data)

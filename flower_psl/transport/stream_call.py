@@ -45,30 +45,38 @@ class StreamCall:
 
     async def write(self, frame: bytes) -> None:
         """Send a frame."""
-        if self._uses_pipes:
-            self._pipes.write(frame)
-            return
         async with self._writing:
-            try:
-                await self._call.write(frame)
-            except (grpc.RpcError, asyncio.InvalidStateError):
-                return  # the stream has ended, and the next read says why
+            if self._uses_pipes:
+                self._pipes.write(frame)
+            else:
+                await self._write_to_stream(frame)
 
     def join(self, hello: bytes) -> None:
         """Let one more device join, from any thread."""
         asyncio.run_coroutine_threadsafe(self.write(hello), self._loop)
 
-    async def open_pipes(self, offer: Frame) -> None:
-        """Open the pipes that the server offers, say whether they can be, and then use them."""
-        opened = await open_offered(offer.values, self._pipes)
-        await self.write(frames.pack(Kind.PIPES, offer.node, 0, {"opened": opened}))
-        self._uses_pipes = opened
+    async def take_pipes(self, frame: Frame) -> None:
+        """Open the pipes that the server offers and write there, or read what it has written."""
+        if not frame.values:
+            self._pipes.read()
+            return
+        opened = await open_offered(frame.values, self._pipes)
+        answer = frames.pack(Kind.PIPES, frame.node, 0, {"opened": opened})
+        async with self._writing:
+            await self._write_to_stream(answer)
+            self._uses_pipes = opened
 
     def close(self) -> None:
         """End it."""
         self._pipes.close()
         self._reading.cancel()
         self._call.cancel()
+
+    async def _write_to_stream(self, frame: bytes) -> None:
+        try:
+            await self._call.write(frame)
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            return  # the stream has ended, and the next read says why
 
     async def _read(self) -> None:
         try:

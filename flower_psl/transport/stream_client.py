@@ -152,7 +152,7 @@ class StreamClient:
                     received = [frames.unpack(frame) for frame in frames.split(message)]
                     for frame in received:
                         if frame.kind is Kind.PIPES:
-                            await connection.open_pipes(frame)
+                            await connection.take_pipes(frame)
                         answer = self._answer(frame)
                         if answer is not None:
                             await connection.write(answer)
@@ -175,7 +175,7 @@ class StreamClient:
             self._memories.pop(frame.node, None)
         elif frame.kind is Kind.WELCOME:
             return self._open_memory(frame)
-        elif frame.kind is Kind.WEIGHTS and frame.sequence >= self._weights.sequence:
+        elif frame.kind is Kind.WEIGHTS:
             self._weights = _Weights(frame.sequence, frame.tensors)
         elif frame.kind in (Kind.DESCRIBE, Kind.REQUEST):
             self._answered += 1

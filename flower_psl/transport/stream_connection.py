@@ -105,8 +105,9 @@ class Connection:
             return
         self.offer.withdraw()
         if is_open:
+            self.send(frames.pack(Kind.PIPES, 0, 0, {}))  # the last over the stream
             self._pipes = self.offer.pipes
-            self.weights = None  # on their way they can be overtaken now
+            self._pipes.read()
         else:
             self.offer.pipes.close()
         self.offer = None

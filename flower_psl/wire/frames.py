@@ -42,7 +42,8 @@ class Kind(IntEnum):
     Nodes send HELLO (with their token), OPENED (whether they opened the memory that they were
     offered), DESCRIPTION, REPLY and ERROR; the server WELCOME (with that offer), DESCRIBE,
     REQUEST, GOODBYE, and WEIGHTS, which the requests that follow on the connection share. PIPES
-    is an offer of the server, and a node's answer to it (whether it opened them).
+    is an offer of the server, a node's answer to it (whether it opened them), and then, without
+    values, the last frame that the server sends beside them.
     """
 
     HELLO = 1

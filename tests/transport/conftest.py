@@ -81,7 +81,7 @@ class RawStream:
     def __init__(self, channel: grpc.Channel, first: bytes | None) -> None:
         self._channel = channel
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._received: list[memoryview] = []
+        self._received: list[Frame] = []
         self._call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(
             iter(self._outgoing.get, None),
             timeout=PATIENCE_S,
@@ -93,13 +93,19 @@ class RawStream:
             self._outgoing.put(each)
 
     def read(self) -> Frame:
-        """Return the next frame; an offer of pipes, which it leaves unanswered, is none."""
+        """Return the next frame that is not about pipes."""
+        return self._next(about_pipes=False)
+
+    def read_about_pipes(self) -> Frame:
+        """Return the next frame that is, whatever comes before it."""
+        return self._next(about_pipes=True)
+
+    def _next(self, *, about_pipes: bool) -> Frame:
         while True:
-            while not self._received:
-                self._received += frames.split(next(self._call))
-            frame = frames.unpack(self._received.pop(0))
-            if frame.kind is not Kind.PIPES:
-                return frame
+            for at, frame in enumerate(self._received):
+                if (frame.kind is Kind.PIPES) is about_pipes:
+                    return self._received.pop(at)
+            self._received += map(frames.unpack, frames.split(next(self._call)))
 
     def end(self) -> tuple[grpc.StatusCode, str]:
         """Return how the server ended the stream; nothing may come before."""
@@ -264,11 +270,11 @@ class Proxy:
         list of socket
             The server's ends, for `close_all`.
         """
-        with self._lock:
+        with self._lock:  # who returns from here has no connection, whoever dropped it
             pairs, self._pairs = self._pairs, []
-        close_all(near for near, _ in pairs)
-        if far:
-            close_all(server_end for _, server_end in pairs)
+            close_all(near for near, _ in pairs)
+            if far:
+                close_all(server_end for _, server_end in pairs)
         return [server_end for _, server_end in pairs]
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 from flower_psl import ProtocolError
 from flower_psl.transport import stream_server
 from flower_psl.transport.local_pipes import LocalPipes, OfferedPipes, open_offered
+from flower_psl.transport.stream_call import StreamCall
 from flower_psl.wire import StepRequest, frames
 from flower_psl.wire.frames import Kind
 
@@ -45,6 +46,8 @@ class Pair:
     async def open(self) -> "Pair":
         assert await open_offered(await self.offered.open(), self.node)
         self.offered.withdraw()
+        self.server.read()
+        self.node.read()
         return self
 
     def close(self) -> None:
@@ -76,6 +79,22 @@ def test_frames_come_whole_and_in_order_however_long_they_are() -> None:
             assert [bytes(each) for message in got for each in frames.split(message)] == sent
         pair.close()
         assert pair.ended == []
+
+    asyncio.run(run())
+
+
+def test_nothing_is_read_before_it_is_to_be() -> None:
+    async def run() -> None:
+        pair = Pair()
+        assert await open_offered(await pair.offered.open(), pair.node)
+        pair.server.write(frame(1))
+        pair.node.write(frame(2))
+        await asyncio.sleep(0.05)
+        assert pair.got == {"server": [], "node": []}
+        pair.server.read()
+        pair.node.read()
+        await until(lambda: pair.got == {"server": [frame(2)], "node": [frame(1)]})
+        pair.close()
 
     asyncio.run(run())
 
@@ -183,6 +202,66 @@ def test_who_does_not_open_them_is_served_over_the_stream(make_lab: "MakeLab") -
         assert "none" in str(exchange.result(20).failures[1])
     assert not uses_pipes(lab, 1)
     assert lab.server.refused == {"frame of a kind that nodes do not send": 1}
+
+
+def test_what_is_on_the_stream_comes_before_what_is_in_the_pipe(make_lab: "MakeLab") -> None:
+    lab = make_lab(1)
+    stream = lab.raw_node(1)
+    offer = stream.read_about_pipes().values
+    answers = offer["answers"]
+    assert isinstance(answers, list)
+    pipe = os.open(f"/proc/{offer['process']}/fd/{answers[0]}", os.O_WRONLY)
+    with ThreadPoolExecutor(1) as pool:
+        exchange = pool.submit(lab.transport.exchange, lab.requests(1), 20)
+        assert stream.read().kind is Kind.WEIGHTS
+        sequence = stream.read().sequence
+        os.write(pipe, frames.pack(Kind.ERROR, 1, sequence, {"reason": "second"}))
+        time.sleep(0.05)  # in which it would be read, if it was to be
+        stream.send(frames.pack(Kind.ERROR, 1, sequence, {"reason": "first"}))
+        assert "first" in str(exchange.result(20).failures[1])
+    stream.send(frames.pack(Kind.PIPES, 1, 0, {"opened": True}))
+    assert stream.read_about_pipes().values == {}  # nothing more comes here
+    deadline = time.monotonic() + 20
+    while lab.server.refused != {"frame for another request": 1}:
+        assert time.monotonic() < deadline
+    os.close(pipe)
+
+
+def test_a_node_reads_the_pipe_when_the_stream_carries_nothing_more() -> None:
+    class Stream:
+        """What a stream is to its devices, if nothing comes."""
+
+        def __init__(self) -> None:
+            self.sent: list[bytes] = []
+
+        async def read(self) -> bytes:
+            return await asyncio.Future()
+
+        async def write(self, data: bytes) -> None:
+            self.sent.append(data)
+
+        def cancel(self) -> None: ...
+
+    async def run() -> None:
+        pair, stream = Pair(), Stream()
+        call = StreamCall(stream, LONGEST)
+        offer = frames.pack(Kind.PIPES, 7, 0, await pair.offered.open())
+        await call.write(frame(1))
+        await call.take_pipes(frames.unpack(offer))
+        pair.server.write(frame(2))
+        await call.write(frame(3))
+        assert stream.sent == [frame(1), frames.pack(Kind.PIPES, 7, 0, {"opened": True})]
+        reading = asyncio.create_task(call.read())
+        await asyncio.sleep(0.05)
+        assert not reading.done()
+        await call.take_pipes(frames.unpack(frames.pack(Kind.PIPES, 0, 0, {})))
+        assert await reading == frame(2)
+        pair.server.read()
+        await until(lambda: pair.got["server"] == [frame(3)])
+        call.close()
+        pair.close()
+
+    asyncio.run(run())
 
 
 def test_there_are_only_so_many(
