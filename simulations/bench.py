@@ -52,11 +52,14 @@ _LIGHT = BenchRun("deployment-stream-light-step", "light", "stream", 13, 20, qui
 _WIDE = BenchRun(MEMORY_THROUGHPUT, "throughput", "stream", 6, len(WIDE_BATCHES), quick=True)
 
 
-def _peers(num_clients: int) -> tuple[BenchRun, ...]:
-    """Return the runs of the peers' work, without and with overlap, and over TLS alone."""
+def _peers(num_clients: int, *, steps_per_round: int) -> tuple[BenchRun, ...]:
+    """Return the runs of the peers' work, without and with overlap, and over TLS alone.
+
+    They are measured by the samples/s of whole rounds, so these are to last for seconds, as those
+    of a run do: a round's first steps follow on as long a rest, and take twice their time.
+    """
     name = f"deployment-stream-{num_clients}-peers"
-    # As samples/s of a run: long rounds, since no client has anything to do between two of them.
-    plain = BenchRun(f"{name}-step", "peer", "stream", 2, 60, repeats=3)
+    plain = BenchRun(f"{name}-step", "peer", "stream", 2, steps_per_round, repeats=3)
     return plain, replace(plain, name=f"{name}-overlap-step", overlap=True), _over_tls(plain)
 
 
@@ -88,7 +91,7 @@ VENUES = (
             BenchRun("deployment-messages-light-step", "light", "messages", 3, 1),
             _LIGHT,
             _over_tls(_LIGHT),
-            *_peers(2),
+            *_peers(2, steps_per_round=200),
             replace(_WIDE, name=THROUGHPUT, shared_memory=False),
             _WIDE,
         ),
@@ -98,7 +101,7 @@ VENUES = (
         200,
         (BenchRun("simulation-stream-200-clients-step", "many", "stream", 2, 10),),
     ),
-    Venue("deployment", 8, _peers(8)),
+    Venue("deployment", 8, _peers(8, steps_per_round=60)),
 )
 
 

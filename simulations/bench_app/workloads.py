@@ -75,7 +75,7 @@ WORKLOADS = {
         cut="front",
         example_shape=(3, 32, 32),
         num_classes=10,
-        examples_per_client=16 * 60,
+        examples_per_client=16 * 200,
         sampler=FixedLocalSampler(local_batch_size=16),
     ),
     "many": Workload(
