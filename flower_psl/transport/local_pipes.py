@@ -48,6 +48,8 @@ class LocalPipes:
         self._max_frame_bytes = max_frame_bytes
         self._received = bytearray()
         self._is_closed = False
+        self._drained = asyncio.Event()
+        self._drained.set()
         self._reader: asyncio.ReadTransport | None = None
         self._writer: asyncio.WriteTransport | None = None
 
@@ -57,7 +59,9 @@ class LocalPipes:
         reading = os.fdopen(incoming, "rb", buffering=0)
         writing = os.fdopen(outgoing, "wb", buffering=0)
         self._reader, _ = await loop.connect_read_pipe(lambda: _Reading(self), reading)
+        self._reader.pause_reading()
         self._writer, _ = await loop.connect_write_pipe(lambda: _Writing(self), writing)
+        self._writer.set_write_buffer_limits(high=0)
 
     def read(self) -> None:
         """Begin to read; what has come before is kept."""
@@ -69,9 +73,19 @@ class LocalPipes:
         if self._writer is not None:
             self._writer.write(frame)
 
+    @property
+    def is_drained(self) -> bool:
+        """Whether all that was written is in the pipe, or will never be."""
+        return self._drained.is_set()
+
+    async def drain(self) -> None:
+        """Wait until it is."""
+        await self._drained.wait()
+
     def close(self) -> None:
         """Read and write no more."""
         self._is_closed = True
+        self._drained.set()
         if self._reader is not None:
             self._reader.close()
         if self._writer is not None and not self._writer.is_closing():
@@ -90,6 +104,13 @@ class LocalPipes:
             del self._received[:length]
             self._take(message)
 
+    def note_drained(self, is_drained: bool) -> None:
+        """Note whether all that was written is in the pipe."""
+        if is_drained or self._is_closed:
+            self._drained.set()
+        else:
+            self._drained.clear()
+
     def lose(self, error: ProtocolError | None) -> None:
         """Note that the other side is gone, or of no use."""
         if not self._is_closed:
@@ -97,8 +118,8 @@ class LocalPipes:
             self._end(error)
 
 
-class _Writing(asyncio.BaseProtocol):
-    """What asyncio tells of an end."""
+class _End(asyncio.BaseProtocol):
+    """What asyncio tells of either end."""
 
     def __init__(self, pipes: LocalPipes) -> None:
         self._pipes = pipes
@@ -107,12 +128,18 @@ class _Writing(asyncio.BaseProtocol):
         self._pipes.lose(None)
 
 
-class _Reading(_Writing, asyncio.Protocol):
-    """What asyncio tells of the end that is read."""
+class _Writing(_End):
+    """What asyncio tells of the end that is written: when the pipe is full, and when not."""
 
-    def connection_made(self, reader: asyncio.BaseTransport) -> None:
-        assert isinstance(reader, asyncio.ReadTransport)
-        reader.pause_reading()
+    def pause_writing(self) -> None:
+        self._pipes.note_drained(False)
+
+    def resume_writing(self) -> None:
+        self._pipes.note_drained(True)
+
+
+class _Reading(_End, asyncio.Protocol):
+    """What asyncio tells of the end that is read."""
 
     def data_received(self, data: bytes) -> None:
         self._pipes.receive(data)
@@ -137,8 +164,10 @@ class OfferedPipes:
         Raises
         ------
         OSError
-            If the process has too many files open.
+            If the process has too many files open, or the system has no such entries.
         """
+        if not _can_be_opened():
+            raise OSError("this system has no entries of processes' files")
         requests, ours_out = os.pipe()
         self._theirs[_REQUESTS] = requests
         try:
@@ -157,6 +186,15 @@ class OfferedPipes:
         while self._theirs:
             os.close(self._theirs.popitem()[1])
 
+    def __del__(self) -> None:
+        """Withdraw what nobody has answered."""
+        self.withdraw()
+
+
+def _can_be_opened() -> bool:
+    """Tell whether this system lets one process open another's pipes."""
+    return sys.platform == "linux"
+
 
 async def open_offered(values: Mapping[str, object], pipes: LocalPipes) -> bool:
     """Open the node's ends of pipes that the server offers, and tell whether they can be.
@@ -168,14 +206,15 @@ async def open_offered(values: Mapping[str, object], pipes: LocalPipes) -> bool:
     pipes : LocalPipes
         What is to read and write them.
     """
-    if sys.platform != "linux":
+    if not _can_be_opened():
         return False
     files: list[int] = []
     try:
         for name, way in ((_REQUESTS, os.O_RDONLY), (_ANSWERS, os.O_WRONLY)):
-            offered = values.get(name)
-            file, inode = offered if isinstance(offered, list) and len(offered) == 2 else (-1, -1)
-            path = f"/proc/{values.get(_PROCESS)}/fd/{file}"
+            process, (file, inode) = values.get(_PROCESS), _file_and_inode(values.get(name))
+            if not isinstance(process, int):
+                raise OSError(f"{process!r} is no process")
+            path = f"/proc/{process}/fd/{file}"
             # On another machine the same numbers can stand for any file, which is not to be
             # opened; and a pipe that was closed here can by now be a third one's.
             if os.readlink(path) != f"pipe:[{inode}]":
@@ -189,3 +228,10 @@ async def open_offered(values: Mapping[str, object], pipes: LocalPipes) -> bool:
         return False
     await pipes.connect(*files)
     return True
+
+
+def _file_and_inode(offered: object) -> tuple[int, int]:
+    match offered:
+        case [int(file), int(inode)]:
+            return file, inode
+    raise OSError(f"{offered!r} is no file and its inode")

@@ -48,6 +48,7 @@ class StreamCall:
         async with self._writing:
             if self._uses_pipes:
                 self._pipes.write(frame)
+                await self._drain()
             else:
                 await self._write_to_stream(frame)
 
@@ -72,6 +73,15 @@ class StreamCall:
         self._reading.cancel()
         self._call.cancel()
 
+    async def _drain(self) -> None:
+        """Wait until a long frame is on its way; it does not move while a device computes."""
+        if self._pipes.is_drained:
+            return
+        waiting = asyncio.create_task(self._pipes.drain())
+        # Not for a server that is gone, which only the stream may notice.
+        await asyncio.wait((waiting, self._reading), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+
     async def _write_to_stream(self, frame: bytes) -> None:
         try:
             await self._call.write(frame)
@@ -83,7 +93,7 @@ class StreamCall:
             while (data := await self._call.read()) is not grpc.aio.EOF:
                 self._messages.put_nowait(data)
             self._messages.put_nowait(ConnectionError("the server ended the stream"))
-        except grpc.RpcError as error:
+        except Exception as error:  # whatever it is, `read` must not wait for ever
             self._messages.put_nowait(error)
 
     def _lose_pipes(self, error: ProtocolError | None) -> None:

@@ -88,6 +88,11 @@ class Connection:
         self._outgoing.append(frame)
         self._waiting.set()
 
+    @property
+    def may_use_pipes(self) -> bool:
+        """Whether it has pipes that the other side has opened, or may open."""
+        return self.offer is not None or self._pipes is not None
+
     async def offer_pipes(self, node: int, pipes: LocalPipes) -> None:
         """Offer pipes to the process at the other end, by a frame to one of its nodes."""
         self.offer = OfferedPipes(pipes)

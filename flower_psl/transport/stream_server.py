@@ -87,7 +87,7 @@ class StreamServer:
         self._settings = settings
         self._certificate = certificate
         self._nodes: dict[int, Node] = {}
-        self._with_pipes: set[Connection] = set()
+        self._connections: set[Connection] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._over = False
         self._loop = asyncio.new_event_loop()
@@ -196,6 +196,7 @@ class StreamServer:
     async def _exchange(self, _: object, context: Any) -> None:
         """Serve one stream, as long as it lasts."""
         connection = Connection(is_local=is_loopback_peer(context.peer()))
+        self._connections.add(connection)
         writer = asyncio.create_task(connection.write(context))
         try:
             self._receive(connection, dict(context.invocation_metadata()).get(HELLO, b""))
@@ -208,7 +209,7 @@ class StreamServer:
         finally:
             writer.cancel()
             connection.close()
-            self._with_pipes.discard(connection)
+            self._connections.discard(connection)
             self._disconnect(connection)
 
     async def _offer_pipes(self, connection: Connection, context: Any) -> None:
@@ -217,7 +218,7 @@ class StreamServer:
         if (
             node is None
             or not (self._settings.shared_memory and connection.is_local)
-            or len(self._with_pipes) >= _MOST_WITH_PIPES
+            or sum(each.may_use_pipes for each in self._connections) >= _MOST_WITH_PIPES
         ):
             return
 
@@ -229,19 +230,18 @@ class StreamServer:
             if error is not None:
                 self.refused["malformed frame"] += 1
             # Whose process is gone is missed by the stream. If not, the nodes are to come again.
-            self._loop.call_later(_SECOND_CHANCE_S, self._end, context)
+            self._loop.call_later(_SECOND_CHANCE_S, self._end, connection, context)
 
-        self._with_pipes.add(connection)
         await connection.offer_pipes(node, LocalPipes(take, end, self._settings.max_frame_bytes))
 
-    def _end(self, context: Any) -> None:
+    def _end(self, connection: Connection, context: Any) -> None:
         """End a stream, if it has not ended."""
 
         async def abort() -> None:
             with suppress(grpc.aio.AbortError):
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "its pipes were closed")
 
-        if not context.done():
+        if connection in self._connections:
             task = self._loop.create_task(abort())
             self._ending.add(task)  # a task that nobody holds may vanish
             task.add_done_callback(self._ending.discard)

@@ -8,7 +8,7 @@ from torch import Tensor
 from flower_psl.errors import ProtocolError
 
 # Raised whenever a request or a reply changes its meaning.
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 # A schedule takes a byte an example or more, so without a bound a single number would take all
 # of the server's memory.

@@ -140,6 +140,9 @@ def test_what_is_not_what_was_offered_is_not_opened() -> None:
             {},
             values | {"process": 2**22 + 1},  # more than there can be
             values | {"process": "1/../1"},
+            values | {"process": "1\0"},
+            values | {"requests": [file, str(inode)]},
+            values | {"answers": [str(file), inode]},
             values | {"requests": [file, inode + 1]},
             values | {"requests": [0, 0]},
             values | {"answers": [file]},
@@ -176,7 +179,8 @@ def test_a_process_of_this_machine_uses_pipes(
     lab.serve({3: make_echo(3)})
     for node in (1, 2, 3):
         await_pipes(lab, node)
-    assert len(lab.server._with_pipes) == 2  # one pair a connection
+    pipes = {id(lab.server._nodes[node].connection._pipes) for node in (1, 2, 3)}  # type: ignore[union-attr]
+    assert len(pipes) == 2  # one pair a connection
     for _ in range(3):
         assert lab.exchange(1, 2, 3) == {1: 1.0, 2: 2.0, 3: 3.0}
 
@@ -227,23 +231,26 @@ def test_what_is_on_the_stream_comes_before_what_is_in_the_pipe(make_lab: "MakeL
     os.close(pipe)
 
 
+class IdleStream:
+    """What a stream is to its devices, while nothing comes and until it ends."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.ended = asyncio.Event()
+
+    async def read(self) -> bytes:
+        await self.ended.wait()
+        raise RuntimeError("it has ended")
+
+    async def write(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    def cancel(self) -> None: ...
+
+
 def test_a_node_reads_the_pipe_when_the_stream_carries_nothing_more() -> None:
-    class Stream:
-        """What a stream is to its devices, if nothing comes."""
-
-        def __init__(self) -> None:
-            self.sent: list[bytes] = []
-
-        async def read(self) -> bytes:
-            return await asyncio.Future()
-
-        async def write(self, data: bytes) -> None:
-            self.sent.append(data)
-
-        def cancel(self) -> None: ...
-
     async def run() -> None:
-        pair, stream = Pair(), Stream()
+        pair, stream = Pair(), IdleStream()
         call = StreamCall(stream, LONGEST)
         offer = frames.pack(Kind.PIPES, 7, 0, await pair.offered.open())
         await call.write(frame(1))
@@ -262,6 +269,66 @@ def test_a_node_reads_the_pipe_when_the_stream_carries_nothing_more() -> None:
         pair.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("ends", ["read", "lost", "closed"])
+def test_a_node_waits_until_a_long_frame_is_on_its_way(ends: str) -> None:
+    async def run() -> None:
+        pair, stream = Pair(), IdleStream()
+        call = StreamCall(stream, LONGEST)
+        await call.take_pipes(
+            frames.unpack(frames.pack(Kind.PIPES, 7, 0, await pair.offered.open()))
+        )
+        writing = asyncio.create_task(call.write(frame(1, 900_000)))
+        await asyncio.sleep(0.05)
+        assert not writing.done()
+        match ends:
+            case "read":
+                pair.server.read()
+            case "lost":
+                stream.ended.set()
+            case _:
+                pair.server.close()
+                pair.offered.withdraw()  # else somebody could still read it
+        await asyncio.wait_for(writing, 20)
+        if ends == "lost":
+            with pytest.raises(RuntimeError, match="it has ended"):
+                await call.read()
+        elif ends == "read":
+            await until(lambda: pair.got["server"] == [frame(1, 900_000)])
+        call.close()
+        pair.close()
+
+    asyncio.run(run())
+
+
+def test_an_offer_that_nobody_answers_leaves_no_file_open() -> None:
+    async def run() -> None:
+        before = set(os.listdir("/proc/self/fd"))
+        pair = Pair()
+        await pair.offered.open()
+        pair.server.close()
+        del pair.offered
+        await until(lambda: set(os.listdir("/proc/self/fd")) == before)
+
+    asyncio.run(run())
+
+
+def test_who_declines_leaves_the_place_to_others(
+    make_lab: "MakeLab", make_echo: "type[Echo]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_server, "_MOST_WITH_PIPES", 1)
+    lab = make_lab(1, 2)
+    stream = lab.raw_node(1)
+    stream.read_about_pipes()
+    stream.send(frames.pack(Kind.PIPES, 1, 0, {"opened": False}))
+    connection = lab.server._nodes[1].connection
+    assert connection is not None
+    deadline = time.monotonic() + 20
+    while connection.may_use_pipes:
+        assert time.monotonic() < deadline
+    lab.serve({2: make_echo(2)})
+    await_pipes(lab, 2)
 
 
 def test_there_are_only_so_many(

@@ -62,7 +62,7 @@ def test_the_bytes_of_a_frame_stay_what_they_are() -> None:
     data = frames.pack(Kind.REQUEST, 0x0102030405060708, 9, {"a": [1, "b"]}, tensors)
     table_text = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
     assert data == (
-        b"PSLF\x05\x05\x00\x00"
+        b"PSLF\x06\x05\x00\x00"
         b"\x08\x07\x06\x05\x04\x03\x02\x01"
         b"\x09\x00\x00\x00\x00\x00\x00\x00"
         b"\x0d\x00\x00\x00"
@@ -175,7 +175,7 @@ def with_values(text: bytes) -> bytes:
         (changed(0, b"HTTP"), r"bytes that begin with b'HTTP.*' are no frame of flower-psl"),
         (changed(6, b"\x01\x00"), "a frame of 53 bytes whose header promises 49"),
         (changed(6, b"\x02\x00"), "are no frame of flower-psl"),
-        (changed(4, b"\x01"), "a frame of protocol 1; this side speaks 5. Install the same"),
+        (changed(4, b"\x01"), "a frame of protocol 1; this side speaks 6. Install the same"),
         (changed(5, b"\x00"), r"a frame of kind 0; known are \[1, 2, .*, 10, 11\]"),
         (changed(5, b"\x0c"), "a frame of kind 12"),
         (with_values(b""), "a frame's values are no JSON"),
