@@ -35,6 +35,11 @@ class LocalPipes:
         what is wrong with it.
     max_frame_bytes : int
         Largest frame.
+
+    Attributes
+    ----------
+    drained : asyncio.Event
+        Whether all that was written is in the pipe, or never will be.
     """
 
     def __init__(
@@ -48,8 +53,8 @@ class LocalPipes:
         self._max_frame_bytes = max_frame_bytes
         self._received = bytearray()
         self._is_closed = False
-        self._drained = asyncio.Event()
-        self._drained.set()
+        self.drained = asyncio.Event()
+        self.drained.set()
         self._reader: asyncio.ReadTransport | None = None
         self._writer: asyncio.WriteTransport | None = None
 
@@ -73,19 +78,10 @@ class LocalPipes:
         if self._writer is not None:
             self._writer.write(frame)
 
-    @property
-    def is_drained(self) -> bool:
-        """Whether all that was written is in the pipe, or will never be."""
-        return self._drained.is_set()
-
-    async def drain(self) -> None:
-        """Wait until it is."""
-        await self._drained.wait()
-
     def close(self) -> None:
         """Read and write no more."""
         self._is_closed = True
-        self._drained.set()
+        self.drained.set()
         if self._reader is not None:
             self._reader.close()
         if self._writer is not None and not self._writer.is_closing():
@@ -103,13 +99,6 @@ class LocalPipes:
             message = bytes(memoryview(self._received)[:length])
             del self._received[:length]
             self._take(message)
-
-    def note_drained(self, is_drained: bool) -> None:
-        """Note whether all that was written is in the pipe."""
-        if is_drained or self._is_closed:
-            self._drained.set()
-        else:
-            self._drained.clear()
 
     def lose(self, error: ProtocolError | None) -> None:
         """Note that the other side is gone, or of no use."""
@@ -132,10 +121,10 @@ class _Writing(_End):
     """What asyncio tells of the end that is written: when the pipe is full, and when not."""
 
     def pause_writing(self) -> None:
-        self._pipes.note_drained(False)
+        self._pipes.drained.clear()
 
     def resume_writing(self) -> None:
-        self._pipes.note_drained(True)
+        self._pipes.drained.set()
 
 
 class _Reading(_End, asyncio.Protocol):

@@ -75,9 +75,9 @@ class StreamCall:
 
     async def _drain(self) -> None:
         """Wait until a long frame is on its way; it does not move while a device computes."""
-        if self._pipes.is_drained:
+        if self._pipes.drained.is_set():
             return
-        waiting = asyncio.create_task(self._pipes.drain())
+        waiting = asyncio.create_task(self._pipes.drained.wait())
         # Not for a server that is gone, which only the stream may notice.
         await asyncio.wait((waiting, self._reading), return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
