@@ -19,6 +19,7 @@ from flower_psl import (
     SplitClient,
     SplitClientApp,
     SplitModel,
+    StreamSettings,
     cut,
 )
 
@@ -64,6 +65,8 @@ def make_strategy(sync: str, client_strategy: str, transport: str) -> ParallelSp
         steps_per_round=3,
         min_available_nodes=NUM_CLIENTS,
         transport=transport,  # type: ignore[arg-type]
+        # Actors start while other tests take the processors.
+        stream=StreamSettings(connect_timeout_s=180.0),
     )
 
 

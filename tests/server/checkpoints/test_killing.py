@@ -15,7 +15,7 @@ def test_a_process_killed_at_random_moments_loses_nothing() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=550,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "killed 20 times\n"
