@@ -198,11 +198,12 @@ async def open_offered(values: Mapping[str, object], pipes: LocalPipes) -> bool:
     if not _can_be_opened():
         return False
     files: list[int] = []
+    process = values.get(_PROCESS)
     try:
+        if not isinstance(process, int):
+            raise OSError(f"{process!r} is no process")
         for name, way in ((_REQUESTS, os.O_RDONLY), (_ANSWERS, os.O_WRONLY)):
-            process, (file, inode) = values.get(_PROCESS), _file_and_inode(values.get(name))
-            if not isinstance(process, int):
-                raise OSError(f"{process!r} is no process")
+            file, inode = _file_and_inode(values.get(name))
             path = f"/proc/{process}/fd/{file}"
             # On another machine the same numbers can stand for any file, which is not to be
             # opened; and a pipe that was closed here can by now be a third one's.

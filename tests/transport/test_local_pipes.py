@@ -165,10 +165,13 @@ def uses_pipes(lab: "Lab", node: int) -> bool:
     return connection is not None and connection._pipes is not None
 
 
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait as `until` does, for what other threads do."""
+    asyncio.run(until(is_so))
+
+
 def await_pipes(lab: "Lab", node: int) -> None:
-    deadline = time.monotonic() + 20
-    while not uses_pipes(lab, node):
-        assert time.monotonic() < deadline
+    wait_until(lambda: uses_pipes(lab, node))
 
 
 def test_a_process_of_this_machine_uses_pipes(
@@ -225,9 +228,7 @@ def test_what_is_on_the_stream_comes_before_what_is_in_the_pipe(make_lab: "MakeL
         assert "first" in str(exchange.result(20).failures[1])
     stream.send(frames.pack(Kind.PIPES, 1, 0, {"opened": True}))
     assert stream.read_about_pipes().values == {}  # nothing more comes here
-    deadline = time.monotonic() + 20
-    while lab.server.refused != {"frame for another request": 1}:
-        assert time.monotonic() < deadline
+    wait_until(lambda: lab.server.refused == {"frame for another request": 1})
     os.close(pipe)
 
 
@@ -324,9 +325,7 @@ def test_who_declines_leaves_the_place_to_others(
     stream.send(frames.pack(Kind.PIPES, 1, 0, {"opened": False}))
     connection = lab.server._nodes[1].connection
     assert connection is not None
-    deadline = time.monotonic() + 20
-    while connection.may_use_pipes:
-        assert time.monotonic() < deadline
+    wait_until(lambda: not connection.may_use_pipes)
     lab.serve({2: make_echo(2)})
     await_pipes(lab, 2)
 
@@ -417,7 +416,4 @@ def test_nothing_stays_open(make_lab: "MakeLab", make_echo: "type[Echo]") -> Non
         await_pipes(lab, node)
     assert num_pipes() == before + 8
     lab.server.goodbye()
-    deadline = time.monotonic() + 20
-    while num_pipes() > before:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: num_pipes() <= before)
