@@ -25,6 +25,8 @@ SHORT: RunConfig = {
     "min-available-nodes": NUM_CLIENTS,
     "fraction-evaluate": 0.5,
     "seed": 3,
+    # Beside other tests, on two cores, actors take their time to start.
+    "stream-connect-timeout-s": 180.0,
 }
 MODELS: dict[str, RunConfig] = {
     "small-cnn": {},
