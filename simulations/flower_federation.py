@@ -8,6 +8,7 @@ ports and a Flower home in a temporary folder, and is ended by its process id.
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,6 +64,7 @@ class FlowerFederation(ABC):
     def __enter__(self) -> Self:
         """Start everything."""
         try:
+            self._app = _bundled(self._app, self.home / "app")
             self.start()
         except BaseException:
             self._stop()
@@ -179,6 +182,23 @@ class FlowerFederation(ABC):
                     continue
         self._processes.clear()
         self._folder.cleanup()
+
+
+def _bundled(app: Path, there: Path) -> Path:
+    """Copy what an app says belongs to its bundle, and return the folder.
+
+    `flwr run` looks at every file of the app's folder, of a virtual environment in it too.
+    """
+    project = tomllib.loads((app / "pyproject.toml").read_text())
+    include = project["tool"]["flwr"]["app"].get("fab-include")
+    if include is None:
+        return app
+    for pattern in ("pyproject.toml", *include):
+        for file in app.glob(pattern):
+            copy = there / file.relative_to(app)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+    return there
 
 
 def free_port() -> int:
