@@ -23,7 +23,7 @@ def test_the_example_runs_as_printed(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(blocks("toml")[0])
     with FlowerSimulation(tmp_path) as simulation:
         status, log = simulation.run(
-            {}, num_supernodes=4, num_actors=2, timeout_s=240.0, quiet=True
+            {}, num_supernodes=4, num_actors=1, timeout_s=240.0, quiet=True
         )
     assert status == "finished:completed", log
     accuracies = [float(value) for value in re.findall(r"test accuracy ([\d.]+)", log)]
