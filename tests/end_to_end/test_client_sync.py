@@ -100,3 +100,8 @@ def test_a_run_has_the_bits_of_one_in_process(
     expected = in_process(sync, client_strategy)
     assert ours.keys() == expected.keys()
     assert [name for name in ours if not torch.equal(ours[name], expected[name])] == []
+
+
+def test_a_strategy_of_flower_makes_a_difference(flower_run: None) -> None:
+    adam, average = (in_process("round", name) for name in ("FedAdam", "FedAvg"))
+    assert all(not torch.equal(adam[name], average[name]) for name in ("0.weight", "4.weight"))
