@@ -1,6 +1,6 @@
 """A small Flower app in which devices train their segments by themselves."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -25,7 +25,12 @@ from flower_psl import (
 
 NUM_CLIENTS = 3
 NUM_ROUNDS = 2
-STRATEGIES: dict[str, Strategy | None] = {"": None, "FedAvg": FedAvg(), "FedAdam": FedAdam()}
+# Each run makes its own: FedAdam keeps its moments.
+STRATEGIES: dict[str, Callable[[], Strategy | None]] = {
+    "": lambda: None,
+    "FedAvg": FedAvg,
+    "FedAdam": FedAdam,
+}
 
 
 def build_model() -> nn.Sequential:
@@ -61,7 +66,7 @@ def make_strategy(sync: str, client_strategy: str, transport: str) -> ParallelSp
         loss_fn=nn.CrossEntropyLoss(),
         optimizer_fn=momentum,
         client_sync=sync,  # type: ignore[arg-type]
-        client_strategy=STRATEGIES[client_strategy],
+        client_strategy=STRATEGIES[client_strategy](),
         steps_per_round=3,
         min_available_nodes=NUM_CLIENTS,
         transport=transport,  # type: ignore[arg-type]
