@@ -73,7 +73,8 @@ class ServerKiller:
             If the run ends before.
         """
         started, old_drafts = time.monotonic(), self._drafts()
-        while (process := self._server()) is None or self._saved_steps() < at_step:
+        # In this order: to look for a process is to look at all that the machine has.
+        while self._saved_steps() < at_step or (process := self._server()) is None:
             _check_runs(run)
             time.sleep(_POLL_S)
         if delay_s is not None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from flower_psl.telemetry import run_recorder
-from tests.server.checkpoints.resumable import SETTINGS, left_behind, run
+from tests.server.checkpoints.resumable import SETTINGS, left_behind, momentum, run
 
 _FORK = multiprocessing.get_context("fork")
 _NAMES = ("step", "round, copies", "none")
@@ -27,6 +27,8 @@ _NAMES = ("step", "round, copies", "none")
 def main(num_kills: int, seed: int) -> None:
     """Kill as many runs, half of them at any moment and half within a write."""
     torch.set_num_threads(1)
+    # PyTorch loads its compiler with the first optimizer: here, for all that are forked.
+    momentum([torch.nn.Parameter(torch.zeros(1))])
     os.fsync = lambda fd: None  # what a killed process has written is not lost
     for name in ("draw_rounds", "draw_schedule"):
         setattr(run_recorder, name, lambda *args: [])

@@ -1,14 +1,13 @@
-"""A small Flower app in which devices train their segments by themselves."""
+"""A Flower app that loads what it must and no more: in a deployment each message starts it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, Context
+from flwr.app import ArrayRecord, Context, UserConfigValue
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, Strategy
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim import SGD
 from torch.utils.data import TensorDataset
@@ -23,8 +22,7 @@ from flower_psl import (
     cut,
 )
 
-NUM_CLIENTS = 3
-NUM_ROUNDS = 2
+NUM_CLIENTS = 2
 # Each run makes its own: FedAdam keeps its moments.
 STRATEGIES: dict[str, Callable[[], Strategy | None]] = {
     "": lambda: None,
@@ -51,27 +49,28 @@ def momentum(parameters: Iterable[nn.Parameter]) -> SGD:
 
 
 def make_client(key: int) -> SplitClient:
-    digits = load_digits()
-    data = TensorDataset(
-        torch.tensor(digits.data[key :: 2 * NUM_CLIENTS] / 16, dtype=torch.float32),
-        torch.tensor(digits.target[key :: 2 * NUM_CLIENTS]),
-    )
+    draws = torch.Generator().manual_seed(key)
+    images = torch.rand(300, 64, generator=draws)
+    data = TensorDataset(images, images[:, :10].argmax(1))
     return SplitClient(split_model().client, data, data, optimizer_fn=momentum)
 
 
-def make_strategy(sync: str, client_strategy: str, transport: str) -> ParallelSplitLearning:
+def make_strategy(run_config: Mapping[str, UserConfigValue]) -> ParallelSplitLearning:
     return ParallelSplitLearning(
         model=split_model(),
         sampler=GlobalSampler(batch_size=64, seed=1),
         loss_fn=nn.CrossEntropyLoss(),
         optimizer_fn=momentum,
-        client_sync=sync,  # type: ignore[arg-type]
-        client_strategy=STRATEGIES[client_strategy](),
-        steps_per_round=3,
+        client_sync=run_config["sync"],  # type: ignore[arg-type]
+        client_strategy=STRATEGIES[str(run_config["client-strategy"])](),
+        steps_per_round=int(run_config["steps-per-round"]),
         min_available_nodes=NUM_CLIENTS,
-        transport=transport,  # type: ignore[arg-type]
-        # Actors start while other tests take the processors.
-        stream=StreamSettings(connect_timeout_s=180.0),
+        transport=run_config["transport"],  # type: ignore[arg-type]
+        stream=StreamSettings(
+            # Actors start while other tests take the processors.
+            connect_timeout_s=180.0,
+            shared_memory=bool(run_config["shared-memory"]),
+        ),
     )
 
 
@@ -87,10 +86,9 @@ server = ServerApp()
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     torch.set_num_threads(1)
-    sync, client_strategy, transport, out = (
-        str(context.run_config[name]) for name in ("sync", "client-strategy", "transport", "out")
+    result = make_strategy(context.run_config).start(
+        grid,
+        ArrayRecord(build_model().state_dict()),
+        num_rounds=int(context.run_config["num-rounds"]),
     )
-    result = make_strategy(sync, client_strategy, transport).start(
-        grid, ArrayRecord(build_model().state_dict()), num_rounds=NUM_ROUNDS
-    )
-    save_file(result.arrays.to_torch_state_dict(), Path(out))
+    save_file(result.arrays.to_torch_state_dict(), Path(str(context.run_config["out"])))
