@@ -20,7 +20,7 @@ from simulations.verdict import verdict
 APP = Path(__file__).parent / "endurance"
 
 _STEPS_PER_ROUND = 10
-# Two passes a step, in which clients wait: it takes no less than twice as long.
+# From one pass of a client to its next; a step has two, and takes no less than twice as long.
 _PACE_S = 0.1
 _LOOK_S = 5.0
 # What is compared: the minute around the end of the second, and the last.

@@ -12,7 +12,7 @@ from simulations.compare import METHODS
 
 @pytest.mark.slow
 def test_quick(quick: Callable[..., dict[str, Any]]) -> None:
-    summary = quick("compare")
+    summary = quick("compare", "--examples", "600")
     found = {row["method"]: row for row in summary["table"]}
     assert tuple(found) == METHODS
     assert found["gpsl"]["accuracy"] > 80
