@@ -1,9 +1,16 @@
-"""The small app in a folder of its own, as `flwr run` takes it."""
+"""The small app: in a folder of its own, as `flwr run` takes it, and without Flower."""
 
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
+from flwr.app import ArrayRecord
+from torch import Tensor
+
+from flower_psl.transport import InProcessTransport
+from simulations.flower_federation import RunConfig
+from tests.end_to_end.small_app import NUM_CLIENTS, build_model, make_client, make_strategy
 
 ROOT = Path(__file__).parents[2]
 PROJECT = """
@@ -39,3 +46,18 @@ def small_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(file, app)
     (app / "pyproject.toml").write_text(PROJECT)
     return app
+
+
+def train_small_app(changes: RunConfig) -> dict[str, Tensor]:
+    """Make the run that `flwr run` makes with these changes of the app's configuration."""
+    config = {**tomllib.loads(PROJECT)["tool"]["flwr"]["app"]["config"], **changes}
+    num_rounds = config["num-rounds"]
+    result = make_strategy(config).run_over(
+        InProcessTransport({key: make_client(key) for key in range(NUM_CLIENTS)}),
+        ArrayRecord(build_model().state_dict()),
+        num_rounds=num_rounds,
+        timeout=float("inf"),
+        evaluate_fn=None,
+        min_nodes=NUM_CLIENTS,
+    )
+    return dict(result.arrays.to_torch_state_dict())
