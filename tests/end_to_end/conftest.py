@@ -51,11 +51,11 @@ def small_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_small_app(changes: RunConfig) -> dict[str, Tensor]:
     """Make the run that `flwr run` makes with these changes of the app's configuration."""
     config = {**tomllib.loads(PROJECT)["tool"]["flwr"]["app"]["config"], **changes}
-    num_rounds = config["num-rounds"]
+    # `run_in_process` would refuse a strategy of Flower.
     result = make_strategy(config).run_over(
         InProcessTransport({key: make_client(key) for key in range(NUM_CLIENTS)}),
         ArrayRecord(build_model().state_dict()),
-        num_rounds=num_rounds,
+        num_rounds=config["num-rounds"],
         timeout=float("inf"),
         evaluate_fn=None,
         min_nodes=NUM_CLIENTS,
